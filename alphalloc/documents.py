@@ -1,0 +1,106 @@
+"""Canonical JSON and atomic files: how every document of this project is written and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from alphalloc.errors import DocumentError, SchemaVersionError
+
+MAX_DOCUMENT_BYTES = 256 * 2**20  # chosen here: an alphas.json of a 1T-parameter model stays under 100 MB
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of ``value``: keys sorted, no spaces, floats by ``repr``, never NaN.
+
+    Raises DocumentError for NaN and infinities, which JSON does not have.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise DocumentError(f"the document holds a number that JSON does not have (NaN or infinity): {exc}") from exc
+
+
+def pretty_json(value: Any) -> str:
+    """Return ``value`` as indented JSON with sorted keys and a final newline: the form written to files."""
+    canonical_json(value)
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def content_id(prefix: str, value: Any) -> str:
+    """Return ``prefix`` + 32 hex digits of the SHA-256 of the canonical JSON of ``value``."""
+    digest = hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+    return f"{prefix}{digest[:32]}"
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part; return the path.
+
+    The bytes go to a temporary file of the same folder, are flushed to disk and renamed over the target.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def read_document(path: str | os.PathLike[str], *, kind: str, major: int) -> dict[str, Any]:
+    """Return the JSON object at ``path`` after checking its ``kind`` and the major part of its ``schema_version``.
+
+    Raises DocumentError when the file is missing, too large, not JSON, not an object or of another kind, and
+    SchemaVersionError when it comes from a newer major version.
+    """
+    source = Path(path)
+    try:
+        if source.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise DocumentError(f"{source}: larger than {MAX_DOCUMENT_BYTES} bytes; this is not a {kind} document")
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DocumentError(f"{source}: cannot be read as a {kind} document: {exc}") from exc
+    return parse_document(text, kind=kind, major=major, where=str(source))
+
+
+def parse_document(text: str, *, kind: str, major: int, where: str = "document") -> dict[str, Any]:
+    """Return the JSON object in ``text`` after the checks of :func:`read_document`; ``where`` names it in errors."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise DocumentError(f"{where}: not valid JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise DocumentError(f"{where}: expected a JSON object of kind {kind!r}, found {type(value).__name__}")
+    if value.get("kind") != kind:
+        raise DocumentError(f"{where}: expected kind {kind!r}, found {value.get('kind')!r}")
+    version = value.get("schema_version")
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
+        raise DocumentError(f"{where}: schema_version is missing or not of the form MAJOR.MINOR: {version!r}")
+    if int(version.partition(".")[0]) > major:
+        raise SchemaVersionError(
+            f"{where}: written with schema version {version}, this release reads up to {major}.x; upgrade alphalloc"
+        )
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return result
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

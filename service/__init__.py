@@ -1,0 +1,1 @@
+"""The allocation service: a FastAPI application over the public page of alphalloc."""
