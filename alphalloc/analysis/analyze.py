@@ -1,0 +1,258 @@
+"""analyze(): from a model to its alphas."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Literal
+
+from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
+from alphalloc.alphas import LayerAlpha, MatrixAlpha, ModelAlphas, SkippedMatrix, fill_median, layer_alphas
+from alphalloc.analysis.cache import SpectraCache
+from alphalloc.analysis.progress import Progress
+from alphalloc.backends import run_local
+from alphalloc.checkpoint import Checkpoint, WeightMatrix, open_checkpoint
+from alphalloc.errors import (
+    AnalysisError,
+    DeviceError,
+    NonFiniteWeightError,
+    NothingToAnalyzeError,
+    SpectrumCheckError,
+    StrictError,
+    UnknownEstimatorError,
+)
+from alphalloc.fits import FITS, PowerLawFit
+from alphalloc.fits.power_law import degenerate
+from alphalloc.spectra import ESD, esd, spectral_metrics
+from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE
+
+Fit = Callable[..., PowerLawFit]
+
+
+def analyze(
+    model: Any,
+    *,
+    estimator: str = "xmin_peak_robust",
+    revision: str | None = None,
+    device: str = "auto",
+    cache: bool | str | os.PathLike[str] = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    layer_pattern: str | None = None,
+    embeddings: bool = False,
+    hill_fraction: float = 0.25,
+    fill: Literal["median"] | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> ModelAlphas:
+    """Return the power-law alpha of every weight matrix in the blocks of ``model``, and their layer means.
+
+    ``model``: a checkpoint file or folder, a hub id, an ``nn.Module`` or a state dict; weights are read one matrix at a
+    time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the estimator of
+    that name.
+    ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern`` overrides how block indices
+    are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean). ``cache``: keep spectra on
+    disk (True: the user's cache folder; a path: that folder). ``fill="median"`` gives a layer without any valid alpha
+    the median of the others. ``strict``: a skipped block matrix or one without an alpha raises. ``workers``: threads,
+    default one a core. ``progress`` is called after every matrix.
+
+    Layer mean: unweighted over the layer's matrices (AlphaLoRA, arXiv 2410.10054). All arithmetic is float64.
+
+    Raises a CheckpointError when the weights cannot be read, UnknownEstimatorError, DeviceError, NothingToAnalyzeError,
+    StrictError, or SpectrumCheckError when the eigensolver contradicts itself.
+    """
+    fit = _fit_function(estimator, hill_fraction)
+    notes = _device_notes(device)
+    _check_settings(fill, workers)
+    checkpoint = open_checkpoint(
+        model, revision=revision, layer_pattern=layer_pattern, include=include, exclude=exclude, embeddings=embeddings
+    )
+    if not checkpoint.matrices:
+        raise NothingToAnalyzeError(_nothing_message(checkpoint))
+    store = _open_cache(cache)
+    matrices = _matrix_alphas(checkpoint.matrices, partial(_measure, fit, estimator, store), workers, progress)
+    layers = layer_alphas(matrices)
+    if strict:
+        _require_clean(matrices)
+    if fill == "median":
+        layers = fill_median(layers)
+    settings: dict[str, Any] = {
+        "include": list(include),
+        "exclude": list(exclude),
+        "layer_pattern": layer_pattern,
+        "embeddings": embeddings,
+        "fill": fill,
+    }
+    if estimator == "hill_fraction":
+        settings["hill_fraction"] = hill_fraction
+    return ModelAlphas(
+        created_by=CreatedBy(version=version("alphalloc")),
+        model=_model_ref(checkpoint, layers),
+        analysis=AnalysisRef(estimator=estimator, settings=settings),
+        layers=layers,
+        matrices=matrices,
+        skipped=tuple(SkippedMatrix(name=s.name, shape=s.shape, reason=s.reason) for s in checkpoint.skipped),
+        warnings=(*notes, *(store.warnings if store else ()), *_warnings(checkpoint, matrices, layers)),
+    )
+
+
+def _fit_function(estimator: str, fraction: float) -> Fit:
+    if estimator not in FITS:
+        near = difflib.get_close_matches(estimator, FITS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnknownEstimatorError(f"no estimator named {estimator!r}{hint} (there are: {', '.join(FITS)})")
+    if estimator != "hill_fraction":
+        return FITS[estimator]
+    if not 0.0 < fraction <= 1.0:
+        raise AnalysisError(f"expected a fraction in (0, 1], found {fraction!r}")
+    return partial(FITS[estimator], fraction=fraction)
+
+
+def _device_notes(device: str) -> tuple[str, ...]:
+    if device in ("auto", "cpu"):
+        return ()
+    if device.partition(":")[0] == "mps":
+        return ("MPS has no float64, which spectra need; the CPU was used",)
+    raise DeviceError(f"expected device 'auto' or 'cpu', found {device!r}; this release computes spectra on the CPU")
+
+
+def _check_settings(fill: str | None, workers: int | None) -> None:
+    if fill not in (None, "median"):
+        raise AnalysisError(f"expected fill None or 'median', found {fill!r}")
+    if workers is not None and (isinstance(workers, bool) or workers < 1):
+        raise AnalysisError(f"expected at least one worker, found {workers!r}")
+
+
+def _open_cache(cache: bool | str | os.PathLike[str]) -> SpectraCache | None:
+    if cache is False:
+        return None
+    return SpectraCache(None if cache is True else cache)
+
+
+def _matrix_alphas(
+    matrices: tuple[WeightMatrix, ...],
+    measure: Callable[[WeightMatrix], MatrixAlpha],
+    workers: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[MatrixAlpha, ...]:
+    """Measure every matrix, the costly ones first so that no core idles at the end; answer in the given order."""
+    order = sorted(range(len(matrices)), key=lambda i: (-_cost(matrices[i]), i))
+    pin_torch = any(min(matrix.shape) > NUMPY_MAX_SIDE for matrix in matrices) and _has_torch()
+    results: list[MatrixAlpha | None] = [None] * len(matrices)
+    bytes_total, bytes_done = sum(matrix.nbytes for matrix in matrices), 0
+    done = run_local(measure, [matrices[i] for i in order], workers=workers, pin_torch=pin_torch)
+    for count, (position, result) in enumerate(done, start=1):
+        matrix = matrices[order[position]]
+        results[order[position]] = result
+        bytes_done += matrix.nbytes
+        if progress is not None:
+            progress(Progress(count, len(matrices), bytes_done, bytes_total, matrix.name))
+    return tuple(result for result in results if result is not None)
+
+
+def _cost(matrix: WeightMatrix) -> float:
+    side, length = sorted(matrix.shape)
+    return float(side) ** 2 * length + 4.0 * float(side) ** 3  # Gram + reduction, in multiply-adds
+
+
+def _has_torch() -> bool:
+    try:
+        import torch  # noqa: F401  (asked for its presence alone)
+    except ImportError:
+        return False
+    return True
+
+
+def _measure(fit: Fit, estimator: str, store: SpectraCache | None, matrix: WeightMatrix) -> MatrixAlpha:
+    try:
+        spectrum = _spectrum(store, matrix)
+    except NonFiniteWeightError as exc:
+        return _matrix_alpha(matrix, None, degenerate(estimator, "non_finite", str(exc)))
+    except SpectrumCheckError as exc:
+        raise SpectrumCheckError(f"{matrix.name}: {exc}") from exc
+    return _matrix_alpha(matrix, spectrum, fit(spectrum.eigs))
+
+
+def _spectrum(store: SpectraCache | None, matrix: WeightMatrix) -> ESD:
+    if store is not None and (kept := store.get(matrix)) is not None:
+        return kept
+    spectrum = esd(matrix.load())
+    if store is not None:
+        store.put(matrix, spectrum)
+    return spectrum
+
+
+def _matrix_alpha(matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit) -> MatrixAlpha:
+    metrics = None if spectrum is None else spectral_metrics(spectrum, fit.alpha)
+    return MatrixAlpha(
+        name=matrix.name,
+        module=matrix.module,
+        layer=matrix.layer,
+        stack=matrix.stack,
+        role=matrix.role,
+        rows=matrix.shape[0],
+        cols=matrix.shape[1],
+        dtype=matrix.dtype,
+        quantized=matrix.quantized,
+        estimator=fit.estimator,
+        alpha=fit.alpha,
+        xmin=fit.xmin,
+        ks_distance=fit.ks_distance,
+        num_tail=fit.num_tail,
+        sigma=fit.sigma,
+        status=fit.status,
+        reason=fit.reason,
+        num_eigs=0 if spectrum is None else len(spectrum.eigs),
+        num_zero=0 if spectrum is None else spectrum.num_zero,
+        spectral_norm=metrics and metrics.spectral_norm,
+        frobenius_norm=metrics and metrics.frobenius_norm,
+        stable_rank=metrics and metrics.stable_rank,
+        log10_spectral_norm=metrics and metrics.log10_spectral_norm,
+        alpha_weighted=metrics and metrics.alpha_weighted,
+        log_alpha_norm=metrics and metrics.log_alpha_norm,
+        entropy=metrics and metrics.entropy,
+        rank=metrics.rank if metrics else 0,
+    )
+
+
+def _model_ref(checkpoint: Checkpoint, layers: tuple[LayerAlpha, ...]) -> ModelRef:
+    return ModelRef(
+        id=checkpoint.model_id,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        fingerprint=checkpoint.fingerprint,
+        format=checkpoint.format,
+        quantized=checkpoint.quantized,
+        num_layers=len(layers),
+    )
+
+
+def _require_clean(matrices: tuple[MatrixAlpha, ...]) -> None:
+    bad = [matrix for matrix in matrices if matrix.alpha is None]
+    if bad:
+        listed = "; ".join(f"{matrix.name}: {matrix.status} ({matrix.reason})" for matrix in bad[:5])
+        raise StrictError(f"{len(bad)} of {len(matrices)} matrices have no alpha, and strict was asked for: {listed}")
+
+
+def _warnings(
+    checkpoint: Checkpoint, matrices: tuple[MatrixAlpha, ...], layers: tuple[LayerAlpha, ...]
+) -> tuple[str, ...]:
+    found = []
+    if checkpoint.quantized:
+        found.append("alphas are of quantised weights, dequantised")
+    bad = sum(matrix.alpha is None for matrix in matrices)
+    if bad:
+        found.append(f"{bad} of {len(matrices)} matrices have no alpha and do not enter their layer's mean")
+    filled = [str(layer.layer) for layer in layers if layer.filled]
+    if filled:
+        found.append(f"layers filled with the median alpha: {', '.join(filled)}")
+    return tuple(found)
+
+
+def _nothing_message(checkpoint: Checkpoint) -> str:
+    reasons = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in checkpoint.skipped[:5])
+    return f"no weight matrix of {checkpoint.model_id} is left to analyse; check include and exclude ({reasons})"
