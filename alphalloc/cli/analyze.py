@@ -1,0 +1,128 @@
+"""``alphalloc analyze MODEL``: from a checkpoint to its alphas and a schedule."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alphalloc.cli import options, output, render
+from alphalloc.errors import InvalidParameterError
+
+
+class Device(enum.StrEnum):
+    """Where spectra are computed."""
+
+    auto = "auto"
+    cpu = "cpu"
+
+
+class Fill(enum.StrEnum):
+    """What a layer without a valid alpha gets."""
+
+    median = "median"
+
+
+Estimator = Annotated[str | None, typer.Option(metavar="E", help="How alpha is fitted.  [default: xmin_peak_robust]")]
+HillFraction = Annotated[float | None, typer.Option(metavar="F", help="Tail share of hill_fraction.  [default: 0.25]")]
+FillOption = Annotated[Fill | None, typer.Option(help="Give layers without a valid alpha the median of the others.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where spectra are computed.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads.  [default: one a core]")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep spectra on disk.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail when a matrix is skipped or has no alpha.")]
+AlphasOutput = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the alphas here.")]
+
+
+def analyze(
+    model: options.Model,
+    estimator: Estimator = None,
+    hill_fraction: HillFraction = None,
+    revision: options.Revision = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    layer_pattern: options.LayerPattern = None,
+    embeddings: options.Embeddings = False,
+    fill: FillOption = None,
+    device: DeviceOption = Device.auto,
+    workers: Workers = None,
+    no_cache: NoCache = False,
+    experts: options.Experts = None,
+    rule: options.RuleName = None,
+    beta: options.Beta = None,
+    rounding: options.Rounding = None,
+    min_experts: options.MinExperts = None,
+    max_experts: options.MaxExperts = None,
+    top_k: options.TopK = None,
+    paper: options.Paper = None,
+    alphas_file: AlphasOutput = None,
+    schedule_file: options.ScheduleOutput = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    strict: Strict = False,
+) -> None:
+    """Fit a power law to every weight matrix of MODEL and allocate experts to its layers."""
+    asked = options.AllocationOptions(experts, rule, beta, rounding, min_experts, max_experts, top_k).checked()
+    asked, chosen = options.with_paper(asked, estimator, paper)
+    fitting = _fitting(chosen, hill_fraction)
+    output.check_outputs({"--output": alphas_file, "--schedule": schedule_file}, inputs=_input_files(model))
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is imported
+
+    from alphalloc.analysis import analyze as analyze_model
+    from alphalloc.checkpoint import open_checkpoint
+    from alphalloc.documents import pretty_json
+
+    reading: dict[str, Any] = {
+        "revision": revision,
+        "layer_pattern": layer_pattern,
+        "include": tuple(include or ()),
+        "exclude": tuple(exclude or ()),
+        "embeddings": embeddings,
+    }
+    checkpoint = open_checkpoint(model, **reading)
+    blocks = {(matrix.stack, matrix.layer) for matrix in checkpoint.matrices if matrix.layer >= 0}
+    if blocks:
+        asked.rehearse(len(blocks))
+    with render.progress_display(f"analysing {model}", quiet=quiet) as progress:
+        alphas = analyze_model(
+            model,
+            **reading,
+            **fitting,
+            device=device.value,
+            cache=not no_cache,
+            fill=None if fill is None else "median",
+            strict=strict,
+            workers=workers,
+            progress=progress,
+        )
+    schedule = asked.allocate(alphas)
+    documents = {alphas_file: alphas.to_json, schedule_file: schedule.to_json}
+    output.write_outputs({path: make() for path, make in documents.items() if path is not None})
+    if as_json:
+        both = {"alphas": alphas.model_dump(mode="json"), "schedule": schedule.model_dump(mode="json")}
+        output.print_json(pretty_json(both))
+    else:
+        render.print_table(lambda ascii_only: render.schedule_table(schedule, ascii_only=ascii_only))
+    if not quiet:
+        render.closing_notes(schedule.warnings, [path for path in documents if path is not None])
+
+
+def _fitting(estimator: str | None, fraction: float | None) -> dict[str, Any]:
+    chosen = {} if estimator is None else {"estimator": options.check_estimator(estimator)}
+    if fraction is None:
+        return chosen
+    if estimator != "hill_fraction":
+        raise InvalidParameterError("--hill-fraction belongs to --estimator hill_fraction; give both or neither")
+    return {**chosen, "hill_fraction": fraction}
+
+
+def _input_files(model: str) -> list[Path]:
+    """Return what an output must not overwrite: MODEL itself and, for a folder, the files in it."""
+    path = Path(model)
+    try:
+        return [path, *path.iterdir()] if path.is_dir() else [path]
+    except OSError:  # not a path after all, or not readable: opening the checkpoint will say which
+        return []

@@ -1,0 +1,76 @@
+"""Files that a command writes: checked before the work starts, written atomically after all of it has succeeded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from alphalloc.documents import write_atomic
+from alphalloc.errors import DocumentError
+
+
+def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise DocumentError if one of ``outputs`` (option -> path) cannot be written or would destroy an input.
+
+    Checked are: two options with one path, a path that is read by the same command, a target that is not a regular
+    file (a folder, a device), a parent that is no folder or may not be written to.
+    """
+    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        target = _resolved(option, path)
+        if target in taken:
+            raise DocumentError(f"{option} {path} would overwrite {taken[target]}; choose another file")
+        taken[target] = f"what {option} writes"
+        _check_writable(option, path, target)
+
+
+def write_outputs(documents: Mapping[Path, str]) -> None:
+    """Write each text to its path. DocumentError when the disk refuses; a file is then old or new, never half."""
+    for path, text in documents.items():
+        try:
+            write_atomic(path, text)
+        except OSError as exc:
+            raise DocumentError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def print_json(text: str) -> None:
+    """Write ``text`` to stdout as UTF-8 whatever the locale says: JSON has no other encoding."""
+    print_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def print_text(text: str, *, encoding: str | None = None) -> None:
+    """Write ``text`` to stdout; a reader that has gone away (``| head``) ends the output, it is not an error."""
+    try:
+        if encoding is None:
+            sys.stdout.write(text)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _resolved(option: str, path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as exc:  # a loop of symbolic links
+        raise DocumentError(f"{option} {path}: not a usable path: {exc}") from exc
+
+
+def _check_writable(option: str, path: Path, target: Path) -> None:
+    try:
+        if target.exists() and not target.is_file():
+            raise DocumentError(f"{option} {path}: not a regular file; give a file name (or --json to print)")
+        folder = next(parent for parent in target.parents if parent.exists())
+        usable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except OSError as exc:
+        raise DocumentError(f"{option} {path}: cannot be written: {exc.strerror or exc}") from exc
+    if not usable:
+        reason = "may not be written to" if folder.is_dir() else "is not a folder"
+        raise DocumentError(f"{option} {path}: cannot be written, {folder} {reason}")

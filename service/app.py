@@ -1,0 +1,58 @@
+"""The application: routes, problem documents, request ids and the OpenAPI document."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from . import problems
+from .request_ids import RequestIdMiddleware
+from .routes import allocations, health, methods
+from .schemas import AllocationRequest
+from .settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application for ``settings`` (default: those of the environment).
+
+    There is no page at /docs: the framework's own loads scripts from other hosts. /openapi.json is always there.
+    """
+    app = FastAPI(
+        title="alphalloc",
+        version=version("alphalloc"),
+        summary="Expert schedules from the power-law exponents of a pretrained model's layers.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = Settings.from_environment() if settings is None else settings
+    for router in (allocations.router, methods.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(RequestIdMiddleware)
+    _complete_openapi(app)
+    return app
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Add to the OpenAPI document what the framework cannot know: the problem schema and a worked example."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document["components"]["schemas"]
+            template = "#/components/schemas/{model}"
+            problem = problems.Problem.model_json_schema(ref_template=template)
+            schemas.update(problem.pop("$defs"))
+            schemas["Problem"] = problem
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            question = AllocationRequest.model_validate(schemas["AllocationRequest"]["example"])
+            answer = document["paths"]["/v1/allocations"]["post"]["responses"]["200"]["content"]["application/json"]
+            answer["example"] = allocations.answer(question).document()
+        return app.openapi_schema or document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the documented way to extend it

@@ -1,0 +1,198 @@
+"""Every error answer of the service: RFC 9457 problem documents with a stable ``code`` and the request's id.
+
+One table maps the tree of ``alphalloc.errors`` to HTTP; a second one names what the framework itself refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from alphalloc import errors
+
+logger = logging.getLogger("alphalloc_service")
+
+MEDIA_TYPE = "application/problem+json"
+MAX_LISTED = 20  # of one answer; a list of 512 strings has 512 mistakes and one cause
+MAX_DETAIL = 2000  # characters
+
+# The nearest class of an error's ancestry decides.
+STATUS_OF_ERROR: dict[type[errors.AlphallocError], int] = {
+    errors.AlphallocError: 422,
+    errors.CheckpointError: 422,
+    errors.CheckpointNotFoundError: 404,
+    errors.RevisionNotFoundError: 404,
+    errors.GatedModelError: 403,
+    errors.HubUnreachableError: 503,
+    errors.MatrixError: 422,
+    errors.SpectrumCheckError: 500,
+    errors.AnalysisError: 422,
+    errors.DeviceError: 503,
+    errors.AllocationError: 422,
+    errors.DocumentError: 422,
+    errors.AdapterError: 422,
+    errors.MissingExtraError: 503,
+}
+
+CODE_OF_STATUS = {
+    400: "malformed",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "body-too-large",
+    415: "unsupported-media-type",
+    422: "invalid-request",
+    500: "internal",
+}
+
+
+class FieldProblem(BaseModel):
+    """One field of the body that is wrong; ``pointer`` is a JSON Pointer (RFC 6901) into it."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457). ``code`` is stable across versions; ``detail`` is for people."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:alphalloc:problem:infeasible-budget",
+                "title": "Unprocessable Content",
+                "status": 422,
+                "detail": "a budget of 3 experts is below 4 layers x min_experts 1 = 4: raise the budget to at least 4",
+                "instance": "/v1/allocations",
+                "code": "infeasible-budget",
+                "errors": [],
+                "request_id": "3f0c8a4e5b7d4f1f9f64c2a1d7e0b9aa",
+            }
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[FieldProblem] = Field(default_factory=list)
+    request_id: str
+
+
+class ProblemError(HTTPException):
+    """An error of the service's own, with its code; ``allow`` and the like go into ``headers``."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status_code=status, detail=detail, headers=headers)
+        self.code = code
+
+
+def status_of(error: errors.AlphallocError) -> int:
+    """Return the HTTP status of ``error`` by the table above."""
+    return next(STATUS_OF_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_OF_ERROR)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI entry of these error statuses, for a route's ``responses=``."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": _title(status), "content": content} for status in statuses}
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    fields: list[FieldProblem] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Return the problem as a response. The text is ASCII JSON, so that nothing a client sent can fail to encode."""
+    request_id = getattr(request.state, "request_id", "")
+    document = Problem(
+        type=f"urn:alphalloc:problem:{code}",
+        title=_title(status),
+        status=status,
+        detail=detail if len(detail) <= MAX_DETAIL else detail[: MAX_DETAIL - 3] + "...",
+        instance=quote(request.scope["path"], errors="replace"),
+        code=code,
+        errors=fields or [],
+        request_id=request_id,
+    )
+    text = json.dumps(document.model_dump())
+    return Response(text, status, {**(headers or {}), "X-Request-Id": request_id}, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem document."""
+    app.add_exception_handler(errors.AlphallocError, _own_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+
+
+async def _own_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, errors.AlphallocError)
+    return problem(request, status_of(exc), exc.code, str(exc))
+
+
+async def _invalid_request(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    found = [FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"])) for error in exc.errors()]
+    first = f"{found[0].pointer or 'the body'}: {found[0].detail}"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return problem(request, 422, CODE_OF_STATUS[422], first + more, fields=found[:MAX_LISTED])
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    status, headers = exc.status_code, dict(exc.headers or {})
+    if isinstance(exc, ProblemError):
+        return problem(request, status, exc.code, exc.detail, headers=headers)
+    detail = exc.detail
+    if status == 404:
+        detail = "there is nothing at this path; see /openapi.json"
+    elif status == 405:
+        allowed = ", ".join(_allowed_methods(request))
+        headers["Allow"] = allowed
+        detail = f"{request.method} is not offered at this path; allowed: {allowed}"
+    code = CODE_OF_STATUS.get(status) or _title(status).lower().replace(" ", "-")
+    return problem(request, status, code, detail, headers=headers)
+
+
+async def _internal_error(request: Request, exc: Exception) -> Response:
+    logger.error("request %s failed", getattr(request.state, "request_id", ""), exc_info=exc)
+    detail = "the service failed; the log has the details under this request id"
+    return problem(request, 500, CODE_OF_STATUS[500], detail)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes at this path; the framework names those of the first route alone."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """Return the JSON Pointer of a pydantic location, without its leading "body"."""
+    parts = location[1:] if location[:1] == ("body",) else location
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _title(status: int) -> str:
+    # The standard library's phrases for 413 and 422 changed in Python 3.13 with RFC 9110; the answer must not.
+    names = {413: "Content Too Large", 422: "Unprocessable Content"}
+    return names.get(status) or HTTPStatus(status).phrase

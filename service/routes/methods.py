@@ -1,0 +1,84 @@
+"""GET /v1/methods: everything that can be chosen by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from alphalloc.allocation import PAPERS, RULES
+
+from ..schemas import Method, Methods, Preset, RuleMethod
+
+router = APIRouter(prefix="/v1", tags=["methods"])
+
+_NO_PARAMS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "beta": {"type": "number", "description": "exponent of the weights alpha ** beta"},
+    "pattern": {
+        "type": "array",
+        "items": {"type": "number", "exclusiveMinimum": 0},
+        "minItems": 1,
+        "description": "weights over the depth, stretched to the number of layers",
+    },
+}
+
+ROUNDING_SUMMARIES = {
+    "largest_remainder": "floors, then one expert each by the largest remainder",
+    "min1_largest_remainder": "the minimum to every layer first, then the largest remainder of what is left",
+    "reference": "AlphaLoRA's released code, bit for bit: its correction goes to one layer (arXiv 2410.10054)",
+}
+
+# Listed by hand: the estimators live beside the numerics, which this process never imports. A test compares the names.
+ESTIMATOR_SUMMARIES = {
+    "xmin_peak_robust": "tail from the mode of a density estimate of the log spectrum; the default",
+    "xmin_peak": "tail near the peak of the histogram of the log spectrum, with AlphaLoRA's intended bounds",
+    "xmin_peak_reference": "AlphaLoRA's estimator as released, its log10 slip included (arXiv 2410.10054)",
+    "ks": "tail with the smallest Kolmogorov-Smirnov distance over all starts (arXiv 0706.1062)",
+    "xmin_median": "Hill's estimator on the upper half of the spectrum, as in TempBalance (arXiv 2312.00359)",
+    "hill_fraction": "Hill's estimator on a chosen upper share of the spectrum",
+}
+
+_HILL_PARAMS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"hill_fraction": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 0.25}},
+    "additionalProperties": False,
+}
+
+
+@router.get("/methods", summary="What can be chosen by name")
+async def methods() -> Methods:
+    """Return rules, roundings, estimators and paper presets, each with the JSON Schema of its settings."""
+    return _METHODS
+
+
+def _rule_params(parameters: dict[str, Any]) -> dict[str, Any]:
+    properties = {
+        name: PARAMETERS[name] if default is None else {**PARAMETERS[name], "default": default}
+        for name, default in parameters.items()
+    }
+    required = [name for name, default in parameters.items() if default is None]
+    return {**_NO_PARAMS, "properties": properties, **({"required": required} if required else {})}
+
+
+_METHODS = Methods(
+    rules=[
+        RuleMethod(
+            name=rule.name,
+            summary=rule.summary,
+            source=rule.source,
+            uses_scores=rule.uses_scores,
+            params_schema=_rule_params(dict(rule.parameters)),
+        )
+        for rule in RULES.values()
+    ],
+    roundings=[
+        Method(name=name, summary=summary, params_schema=_NO_PARAMS) for name, summary in ROUNDING_SUMMARIES.items()
+    ],
+    estimators=[
+        Method(name=name, summary=summary, params_schema=_HILL_PARAMS if name == "hill_fraction" else _NO_PARAMS)
+        for name, summary in ESTIMATOR_SUMMARIES.items()
+    ],
+    papers=[Preset(name=name, settings=dict(settings)) for name, settings in PAPERS.items()],
+)
