@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def parse_document(text: str, *, kind: str, major: int, where: str = "document")
             f"{where}: written with schema version {version}, this release reads up to {major}.x; upgrade alphalloc"
         )
     return value
+
+
+def package_version() -> str:
+    """Return the version of the installed package, or "0+unknown" in a checkout that was never installed."""
+    try:
+        return version("alphalloc")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Literal
 
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
@@ -52,10 +51,9 @@ def analyze(
     """Return the power-law alpha of every weight matrix in the blocks of ``model``, and their layer means.
 
     ``model``: a checkpoint file or folder, a hub id, an ``nn.Module`` or a state dict; weights are read one matrix at a
-    time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the estimator of
-    that name.
-    ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern`` overrides how block indices
-    are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean). ``cache``: keep spectra on
+    time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the
+    estimator of that name. ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern``
+    overrides how block indices are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean). ``cache``: keep spectra on
     disk (True: the user's cache folder; a path: that folder). ``fill="median"`` gives a layer without any valid alpha
     the median of the others. ``strict``: a skipped block matrix or one without an alpha raises. ``workers``: threads,
     default one a core. ``progress`` is called after every matrix.
@@ -90,7 +88,7 @@ def analyze(
     if estimator == "hill_fraction":
         settings["hill_fraction"] = hill_fraction
     return ModelAlphas(
-        created_by=CreatedBy(version=version("alphalloc")),
+        created_by=CreatedBy.current(),
         model=_model_ref(checkpoint, layers),
         analysis=AnalysisRef(estimator=estimator, settings=settings),
         layers=layers,
@@ -241,7 +239,7 @@ def _require_clean(matrices: tuple[MatrixAlpha, ...]) -> None:
 def _warnings(
     checkpoint: Checkpoint, matrices: tuple[MatrixAlpha, ...], layers: tuple[LayerAlpha, ...]
 ) -> tuple[str, ...]:
-    found = []
+    found = list(checkpoint.notes)
     if checkpoint.quantized:
         found.append("alphas are of quantised weights, dequantised")
     bad = sum(matrix.alpha is None for matrix in matrices)

@@ -33,7 +33,7 @@ def default_folder() -> Path:
 
 
 class SpectraCache:
-    """A folder of spectra; ``get`` and ``put`` by weight matrix. ``warnings`` collects what went wrong with the disk."""
+    """A folder of spectra; ``get`` and ``put`` by weight matrix. ``warnings`` says what went wrong with the disk."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()

@@ -19,12 +19,10 @@ def run_local(
     """Yield (position in ``tasks``, compute(task)) in the order in which they finish; tasks start in the given order.
 
     ``workers`` threads (default: the cores this process may use) share the tasks; LAPACK and BLAS release the
-    interpreter lock. Each task gets one BLAS thread, so that results do not depend on the number of cores; ``pin_torch``
-    does the same for torch when tasks will use it. The first exception of a task stops the rest and is raised here.
+    interpreter lock. Each task gets one BLAS thread, so that results do not depend on the number of cores;
+    ``pin_torch`` does the same for torch when tasks will use it. The first exception of a task stops the rest and is raised here.
     """
-    executor = ThreadPoolExecutor(
-        max_workers=workers or available_cores(), thread_name_prefix="alphalloc", initializer=_pin if pin_torch else None
-    )
+    executor = ThreadPoolExecutor(workers or available_cores(), "alphalloc", initializer=_pin if pin_torch else None)
     with threadpool_limits(1):
         try:
             positions = {executor.submit(compute, task): position for position, task in enumerate(tasks)}

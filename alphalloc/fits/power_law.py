@@ -84,7 +84,7 @@ def degenerate(estimator: str, status: str, reason: str) -> PowerLawFit:
 
 
 def tail_exponents(spectrum: Spectrum) -> Float64Array:
-    """Return alpha_i = 1 + n / Σ_{j>=i} ln(λ_j/λ_i), n = N - i, for every i at once; inf where the tail is one value."""
+    """Return alpha_i = 1 + n / Σ_{j>=i} ln(λ_j/λ_i), n = N - i, for every i; inf where the tail is one value."""
     logs = spectrum.logs
     counts = np.arange(len(logs), 0, -1, dtype=np.float64)
     with np.errstate(divide="ignore"):

@@ -44,4 +44,6 @@ def _lower_bounds(logs: Float64Array, alphas: Float64Array, candidates: NDArray[
     heights = logs[candidates[:, None] + offsets] - logs[candidates][:, None]
     fitted = 1.0 - np.exp((1.0 - alphas[candidates])[:, None] * heights)
     # One part in 1e14 covers the last-bit difference to the full evaluation.
-    return np.abs(fitted - offsets / counts[:, None]).max(axis=1) - 1e-14
+    gaps: Float64Array = np.abs(fitted - offsets / counts[:, None])
+    bounds: Float64Array = gaps.max(axis=1) - 1e-14
+    return bounds

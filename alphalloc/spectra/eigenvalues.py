@@ -20,7 +20,8 @@ def eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(matrix) > NUMPY_MAX_SIDE and (values := _torch_eigenvalues(matrix)) is not None:
         return values
     try:
-        return np.linalg.eigvalsh(matrix, UPLO="L")
+        values: NDArray[np.float64] = np.linalg.eigvalsh(matrix, UPLO="L")
+        return values
     except np.linalg.LinAlgError as exc:
         raise SpectrumCheckError(f"the eigensolver did not converge on a {len(matrix)}-sided matrix: {exc}") from exc
 
@@ -32,6 +33,6 @@ def _torch_eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64] | Non
         return None
     try:
         values: NDArray[np.float64] = torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
-    except torch.linalg.LinAlgError as exc:
+    except torch._C._LinAlgError as exc:  # the class behind torch.linalg.LinAlgError, which has no type stub
         raise SpectrumCheckError(f"the eigensolver did not converge on a {len(matrix)}-sided matrix: {exc}") from exc
     return values

