@@ -7,8 +7,8 @@ A rule returns one positive weight a layer, of any scale; a rounding turns weigh
   ``xmin_peak_robust`` are milder for the same beta.
 - ``uniform``: ``w_i = 1``.
 - ``mola_*`` and ``pattern:a,b,c,...``: MoLA's patterns over the depth (arXiv 2402.08562): layer ``i`` of ``L`` has
-  weight ``pattern[floor(len(pattern) * i / L)]``. Published for depths that the pattern's length divides; the formula for the
-  others is chosen here.
+  weight ``pattern[floor(len(pattern) * i / L)]``. Published for depths that the pattern's length
+  divides; the formula for the others is chosen here.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def rule_settings(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
         known = ", ".join(rule.parameters) or "none"
         raise InvalidParameterError(f"rule {rule.name!r} has no setting {unknown[0]!r}; its settings: {known}")
     settings = {**rule.parameters, **given}
-    missing = [name for name, value in settings.items() if value is None]
+    missing = [name for name, default in rule.parameters.items() if default is None and settings[name] is None]
     if missing:
         raise InvalidParameterError(f"rule {rule.name!r} needs {missing[0]}, as in 'pattern:8,6,4,2'")
     return settings

@@ -150,10 +150,12 @@ class ExpertSchedule(Frozen):
         counts = [_whole(count, f"num_experts of layer {i}") for i, count in enumerate(_listed(num_experts))]
         if not counts:
             raise DocumentError("expected the experts of at least one layer, found an empty list")
-        if isinstance(top_k, Sequence):
-            active = [_whole(k, f"top_k of layer {i}") for i, k in enumerate(_listed(top_k))]
+        if hasattr(top_k, "__index__"):
+            most_active = _whole(top_k, "top_k")
+            active = [min(most_active, count) for count in counts]
         else:
-            active = [min(_whole(top_k, "top_k"), count) for count in counts]
+            active = [_whole(k, f"top_k of layer {i}") for i, k in enumerate(_listed(top_k))]
+            most_active = max(1, *active)
         refs = [LayerRef(layer=i) for i in range(len(counts))] if layer_refs is None else list(layer_refs)
         if not len(counts) == len(active) == len(refs):
             raise DocumentError(
@@ -167,7 +169,7 @@ class ExpertSchedule(Frozen):
             rule=RuleRef(name="explicit"),
             rounding="none",
             bounds=Bounds(min_experts=min(counts)),
-            max_top_k=max(1, *active) if isinstance(top_k, Sequence) else top_k,
+            max_top_k=most_active,
             model=model,
         )
 
@@ -220,7 +222,9 @@ class ExpertSchedule(Frozen):
             twice = next(ref for ref in refs if refs.count(ref) > 1)
             raise ValueError(f"layer {twice[1]} of stack {twice[0]!r} is listed twice")
         if self.totals != Totals.of(self.num_experts):
-            raise ValueError(f"the layers add up to {Totals.of(self.num_experts)}, the totals say {self.totals}")
+            raise ValueError(
+                f"the layers add up to {Totals.of(self.num_experts)}, the totals say {self.totals}. {_RESTAMP}"
+            )
         if self.budget.unit == "experts" and self.budget.total != self.totals.num_experts:
             raise ValueError(
                 f"the layers have {self.totals.num_experts} experts, the budget says {self.budget.total}. {_RESTAMP}"
