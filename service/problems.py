@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 from alphalloc import errors
 
@@ -149,7 +149,7 @@ async def _own_error(request: Request, exc: Exception) -> Response:
 
 async def _invalid_request(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
-    found = [FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"])) for error in exc.errors()]
+    found = [FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, ")) for error in exc.errors()]
     first = f"{found[0].pointer or 'the body'}: {found[0].detail}"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem(request, 422, CODE_OF_STATUS[422], first + more, fields=found[:MAX_LISTED])
@@ -178,12 +178,13 @@ async def _internal_error(request: Request, exc: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Return the methods of all routes at this path; the framework names those of the first route alone."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
-    return sorted(methods)
+    """Return the methods that some route at this path serves; the framework names those of the first route alone."""
+    scope = dict(request.scope)
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:

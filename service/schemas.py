@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from .settings import MAX_EXPERTS, MAX_LAYERS
 
 Name = Annotated[str, Field(max_length=100)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[int, Field(ge=-(10**15), le=10**15)] | Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_EXPERTS)]
+
+
+def _setting(value: Any) -> Any:
+    """Return a number or a list of numbers as it came: the id of a schedule tells 2 from 2.0, as the library's does."""
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) > MAX_LAYERS or any(type(number) not in (int, float) for number in numbers):
+        raise ValueError(f"expected a number or a list of at most {MAX_LAYERS} numbers")
+    return value
+
+
+_SETTING_SCHEMA = {
+    "anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}, "maxItems": MAX_LAYERS}]
+}
+Setting = Annotated[Any, PlainValidator(_setting), WithJsonSchema(_SETTING_SCHEMA)]
 
 
 class _Request(BaseModel):
@@ -60,9 +73,7 @@ class AllocationRequest(_Request):
     source: Source
     budget: BudgetRequest
     method: Name = "alpha_power"
-    params: dict[Name, Number | Annotated[list[Number], Field(max_length=MAX_LAYERS)]] = Field(
-        default_factory=dict, max_length=16
-    )
+    params: dict[Name, Setting] = Field(default_factory=dict, max_length=16)
     bounds: BoundsRequest = BoundsRequest()
     rounding: Name = "largest_remainder"
     top_k: Count = 2

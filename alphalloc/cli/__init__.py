@@ -68,7 +68,7 @@ def _usage_message(exc: Exception) -> str:
     message = exc.format_message() if hasattr(exc, "format_message") else str(exc)
     context = getattr(exc, "ctx", None)
     command = getattr(context, "command_path", "alphalloc")
-    return f"{message.rstrip('.')}; see '{command} --help'"
+    return f"{message.rstrip('.')} (see '{command} --help')"
 
 
 def _check_text(argument: str) -> None:

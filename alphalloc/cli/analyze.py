@@ -63,7 +63,7 @@ def analyze(
     quiet: options.Quiet = False,
     strict: Strict = False,
 ) -> None:
-    """Fit a power law to every weight matrix of MODEL and allocate experts to its layers."""
+    """Fit alphas to the weights of MODEL and allocate experts."""
     asked = options.AllocationOptions(experts, rule, beta, rounding, min_experts, max_experts, top_k).checked()
     asked, chosen = options.with_paper(asked, estimator, paper)
     fitting = _fitting(chosen, hill_fraction)

@@ -22,7 +22,10 @@ def inspect(
     embeddings: options.Embeddings = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the tensors of MODEL, what would be analysed and what is left out and why; reads headers only."""
+    """List what MODEL holds and what would be analysed.
+
+    Reads headers only. What is left out is listed with the reason.
+    """
     from alphalloc.checkpoint import open_checkpoint
     from alphalloc.documents import pretty_json
 

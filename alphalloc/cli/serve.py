@@ -17,7 +17,11 @@ Insecure = Annotated[
 
 
 def serve(host: Host = None, port: Port = None, insecure_no_auth: Insecure = False) -> None:
-    """Serve POST /v1/allocations, GET /v1/methods and GET /healthz until interrupted."""
+    """Serve the REST API until interrupted.
+
+    The API is described at /openapi.json. ALPHALLOC_HOST, ALPHALLOC_PORT and ALPHALLOC_MAX_BODY_BYTES count where no
+    option is given.
+    """
     try:
         import fastapi  # noqa: F401  (asked for its presence alone)
         import uvicorn  # noqa: F401

@@ -1,0 +1,172 @@
+"""A real server, started by the command line on a free port of this machine."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from alphalloc_service.server import listen
+from alphalloc_service.settings import Settings
+
+from alphalloc.allocation import allocate
+from alphalloc.errors import AlphallocError
+
+BODY = json.dumps({"source": {"alphas": [2.1, 2.9, 3.4]}, "budget": {"total": 15}})
+
+
+def start(*options: str) -> tuple[subprocess.Popen[str], int]:
+    """Start the server and return it with its port."""
+    command = [sys.executable, "-m", "alphalloc", "serve", "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.search(r"http://(?:127\.0\.0\.1|\[::1\]):(\d+)", line)
+    assert found, line + process.stderr.read()
+    return process, int(found[1])
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    process.send_signal(number)
+    _, text = process.communicate(timeout=30)
+    return process.returncode, text
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    process, port = start()
+    yield port
+    code, text = stop(process, signal.SIGTERM)
+    assert code == 0, text
+    assert "Traceback" not in text
+
+
+def request(
+    port: int, method: str, path: str, body: str | bytes | None = None, **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer, content
+
+
+def test_allocation_over_the_wire(port: int) -> None:
+    answer, content = request(port, "POST", "/v1/allocations", BODY, content_type="application/json")
+    assert answer.status == 200
+    assert content == allocate([2.1, 2.9, 3.4], 15).to_json().encode()
+
+
+def test_other_routes(port: int) -> None:
+    for path in ("/healthz", "/v1/methods", "/openapi.json"):
+        assert request(port, "GET", path)[0].status == 200
+    answer, content = request(port, "GET", "/nothing", X_Request_Id="abc")
+    assert (answer.status, json.loads(content)["request_id"]) == (404, "abc")
+    assert answer.getheader("Server") is None
+
+
+def test_large_body_is_refused_before_it_is_read(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        head = "POST /v1/allocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw.sendall(f"{head}Content-Length: 1000000000000\r\n\r\n".encode())
+        answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+def test_chunked_body_is_counted(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    chunks = iter([b" " * 60_000] * 20)
+    connection.request("POST", "/v1/allocations", chunks, {"Content-Type": "application/json"}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01" * 50, b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 100, b"A" * 200_000])
+def test_garbage_does_not_stop_it(port: int, garbage: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        try:
+            raw.sendall(garbage)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(65536):
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # hanging up is an answer too
+    assert request(port, "GET", "/healthz")[0].status == 200
+
+
+def test_many_at_once_all_get_the_same_answer(port: int) -> None:
+    answers: list[tuple[int, bytes]] = []
+
+    def ask() -> None:
+        for _ in range(10):
+            answer, content = request(port, "POST", "/v1/allocations", BODY, content_type="application/json")
+            answers.append((answer.status, content))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 80
+    assert set(answers) == {(200, allocate([2.1, 2.9, 3.4], 15).to_json().encode())}
+
+
+def test_interrupt_stops_it_with_130_and_frees_the_port() -> None:
+    process, port = start()
+    assert request(port, "GET", "/healthz")[0].status == 200
+    code, text = stop(process, signal.SIGINT)
+    assert code == 130
+    assert "Traceback" not in text
+    listen(Settings(port=port)).close()
+
+
+def test_request_under_way_is_finished_on_sigterm() -> None:
+    process, port = start()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        head = (
+            f"POST /v1/allocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}"
+        )
+        raw.sendall(f"{head}\r\n\r\n{BODY[:20]}".encode())
+        deadline = time.monotonic() + 20
+        while request(port, "GET", "/healthz")[0].status != 200:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        raw.sendall(BODY[20:].encode())
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+    assert process.wait(timeout=30) == 0
+    process.communicate()
+
+
+def test_taken_port_is_a_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "alphalloc", "serve", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: cannot listen on 127.0.0.1:{port}: the port is taken; choose another --port, or 0 for any free one\n"
+    )
+
+
+def test_other_addresses_need_to_be_asked_for() -> None:
+    with pytest.raises(AlphallocError, match=r"other machines .* --insecure-no-auth"):
+        listen(Settings(host="0.0.0.0", port=0))
+    listen(Settings(host="0.0.0.0", port=0, insecure_no_auth=True)).close()
+    listen(Settings(host="localhost", port=0)).close()
+
+
+@pytest.mark.parametrize("host", ["no such host", "host.invalid", "a" * 300, "192.0.2.1"])
+def test_unusable_hosts(host: str) -> None:
+    with pytest.raises(AlphallocError, match="cannot listen on"):
+        listen(Settings(host=host, port=0, insecure_no_auth=True))
