@@ -90,9 +90,10 @@ def init(
 
 def _load(adapter: str, base: str | None) -> Any:
     """The base model with the adapter on it."""
-    import alphalloc.peft  # noqa: F401  (registers the method)
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
+
+    import alphalloc.peft  # noqa: F401  (registers the method)
 
     try:
         config = PeftConfig.from_pretrained(adapter)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from peft import PeftConfig
 
+from alphalloc.documents import package_version
 from alphalloc.errors import AdapterError
 from alphalloc.peft.card import write_loading_card
 from alphalloc.peft.register import peft_type
@@ -195,9 +196,7 @@ class MoELoraConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json`` and, into the folder's README.md, how to load the adapter."""
-        from alphalloc import __version__
-
-        self.alphalloc_version = __version__
+        self.alphalloc_version = package_version()
         super().save_pretrained(save_directory, **kwargs)
         write_loading_card(Path(save_directory), self.base_model_name_or_path)
 
