@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
@@ -71,7 +72,7 @@ def analyze(
     )
     if not checkpoint.matrices:
         raise NothingToAnalyzeError(_nothing_message(checkpoint))
-    store = _open_cache(cache)
+    store = _open_cache(cache, checkpoint)
     matrices = _matrix_alphas(checkpoint.matrices, partial(_measure, fit, estimator, store), workers, progress)
     layers = layer_alphas(matrices)
     if strict:
@@ -125,10 +126,12 @@ def _check_settings(fill: str | None, workers: int | None) -> None:
         raise AnalysisError(f"expected at least one worker, found {workers!r}")
 
 
-def _open_cache(cache: bool | str | os.PathLike[str]) -> SpectraCache | None:
+def _open_cache(cache: bool | str | os.PathLike[str], checkpoint: Checkpoint) -> SpectraCache | None:
     if cache is False:
         return None
-    return SpectraCache(None if cache is True else cache)
+    store = SpectraCache(None if cache is True else cache)
+    store.digest_files(checkpoint.matrices)
+    return store
 
 
 def _matrix_alphas(
@@ -218,8 +221,10 @@ def _matrix_alpha(matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit) 
 
 
 def _model_ref(checkpoint: Checkpoint, layers: tuple[LayerAlpha, ...]) -> ModelRef:
+    local = checkpoint.commit is None and checkpoint.format != "memory"
     return ModelRef(
-        id=checkpoint.model_id,
+        # A local path says nothing on another machine; its last name and the fingerprint do.
+        id=Path(checkpoint.model_id).resolve().name if local else checkpoint.model_id,
         revision=checkpoint.revision,
         commit=checkpoint.commit,
         fingerprint=checkpoint.fingerprint,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class SpectraCache:
         digest = self._file_digests.get(matrix.source)
         if digest is None:  # weights in memory have no content address
             return None
-        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, version("numpy"), version("scipy"))
+        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, _numerics_versions())
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
 
@@ -94,6 +95,12 @@ class SpectraCache:
     def _warn_once(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
+
+
+@cache
+def _numerics_versions() -> tuple[str, ...]:
+    """Other releases may round the last bits otherwise."""
+    return tuple(f"{name} {version(name)}" for name in ("numpy", "scipy", "ml_dtypes"))
 
 
 def _encode(spectrum: ESD) -> bytes:
