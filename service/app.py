@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+
+from alphalloc.documents import package_version
 
 from . import problems
 from .request_ids import RequestIdMiddleware
@@ -21,7 +22,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     app = FastAPI(
         title="alphalloc",
-        version=version("alphalloc"),
+        version=package_version(),
         summary="Expert schedules from the power-law exponents of a pretrained model's layers.",
         docs_url=None,
         redoc_url=None,

@@ -149,7 +149,10 @@ async def _own_error(request: Request, exc: Exception) -> Response:
 
 async def _invalid_request(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
-    found = [FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, ")) for error in exc.errors()]
+    found = [
+        FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, "))
+        for error in exc.errors()
+    ]
     first = f"{found[0].pointer or 'the body'}: {found[0].detail}"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem(request, 422, CODE_OF_STATUS[422], first + more, fields=found[:MAX_LISTED])

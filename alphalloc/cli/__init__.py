@@ -22,6 +22,8 @@ DONE, INTERNAL, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on ``argv`` (default: the process's own) and return the exit code; never raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (closed by the caller's shell: >&-)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot spell is no failure
@@ -68,7 +70,8 @@ def _usage_message(exc: Exception) -> str:
     message = exc.format_message() if hasattr(exc, "format_message") else str(exc)
     context = getattr(exc, "ctx", None)
     command = getattr(context, "command_path", "alphalloc")
-    return f"{message.rstrip('.')} (see '{command} --help')"
+    message = message.replace("Value error, ", "").rstrip(".")
+    return f"{message} (see '{command} --help')"
 
 
 def _check_text(argument: str) -> None:

@@ -47,6 +47,6 @@ def allocate(
     if as_json:
         output.print_json(schedule.to_json())
     else:
-        render.print_table(lambda ascii_only: render.schedule_table(schedule, ascii_only=ascii_only))
+        render.print_table(lambda ascii_only: render.schedule_report(schedule, ascii_only=ascii_only))
     if not quiet:
         render.closing_notes(schedule.warnings, [] if schedule_file is None else [schedule_file])

@@ -86,7 +86,7 @@ def analyze(
     blocks = {(matrix.stack, matrix.layer) for matrix in checkpoint.matrices if matrix.layer >= 0}
     if blocks:
         asked.rehearse(len(blocks))
-    with render.progress_display(f"analysing {model}", quiet=quiet) as progress:
+    with render.progress_display(f"analysing {_short(model)}", quiet=quiet) as progress:
         alphas = analyze_model(
             model,
             **reading,
@@ -105,7 +105,7 @@ def analyze(
         both = {"alphas": alphas.model_dump(mode="json"), "schedule": schedule.model_dump(mode="json")}
         output.print_json(pretty_json(both))
     else:
-        render.print_table(lambda ascii_only: render.schedule_table(schedule, ascii_only=ascii_only))
+        render.print_table(lambda ascii_only: render.schedule_report(schedule, ascii_only=ascii_only))
     if not quiet:
         render.closing_notes(schedule.warnings, [path for path in documents if path is not None])
 
@@ -117,6 +117,11 @@ def _fitting(estimator: str | None, fraction: float | None) -> dict[str, Any]:
     if estimator != "hill_fraction":
         raise InvalidParameterError("--hill-fraction belongs to --estimator hill_fraction; give both or neither")
     return {**chosen, "hill_fraction": fraction}
+
+
+def _short(model: str) -> str:
+    """Return what fits beside a progress bar: the last part of a long path or id."""
+    return model if len(model) <= 40 else Path(model).name[-40:]
 
 
 def _input_files(model: str) -> list[Path]:

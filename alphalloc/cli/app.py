@@ -27,9 +27,9 @@ def build_app() -> typer.Typer:
 def root(context: typer.Context, version: Version = False) -> None:
     """Decide, from a pretrained model's weights alone, where LoRA adaptation capacity should go."""
     if version:
-        from importlib.metadata import version as installed_version
+        from alphalloc.documents import package_version
 
-        typer.echo(f"alphalloc {installed_version('alphalloc')}")
+        typer.echo(f"alphalloc {package_version()}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
     else:

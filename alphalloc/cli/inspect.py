@@ -8,6 +8,7 @@ from alphalloc.cli import options, output, render
 from alphalloc.cli.text import byte_size, plain
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from alphalloc.checkpoint import Checkpoint
@@ -40,7 +41,7 @@ def inspect(
     if as_json:
         output.print_json(pretty_json(inspection(checkpoint)))
     else:
-        render.print_table(lambda _: _table(checkpoint))
+        render.print_table(lambda _: _report(checkpoint))
 
 
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -85,17 +86,18 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _report(checkpoint: Checkpoint) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(plain(checkpoint.model_id), style="bold"), _table(checkpoint), Text(_caption(checkpoint)))
+
+
 def _table(checkpoint: Checkpoint) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=plain(checkpoint.model_id),
-        caption=_caption(checkpoint),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     for heading in ("name", "shape", "dtype", "bytes", "layer", "role", "analysed"):
         table.add_column(heading, justify="right" if heading in ("bytes", "layer") else "left", overflow="fold")
     for matrix in checkpoint.matrices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,11 +22,14 @@ def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Iterable[str | 
     for option, path in outputs.items():
         if path is None:
             continue
-        target = _resolved(option, path)
-        if target in taken:
-            raise DocumentError(f"{option} {path} would overwrite {taken[target]}; choose another file")
+        try:
+            target = path.resolve()
+            if target in taken:
+                raise DocumentError(f"{option} {path} would overwrite {taken[target]}; choose another file")
+            _check_writable(option, path, target)
+        except (OSError, RuntimeError) as exc:  # a name that is too long, a loop of symbolic links
+            raise DocumentError(f"{option} {path}: not a usable path: {exc}") from exc
         taken[target] = f"what {option} writes"
-        _check_writable(option, path, target)
 
 
 def write_outputs(documents: Mapping[Path, str]) -> None:
@@ -49,28 +53,27 @@ def print_text(text: str, *, encoding: str | None = None) -> None:
             sys.stdout.write(text)
         else:
             sys.stdout.flush()
-            sys.stdout.buffer.write(text.encode(encoding))
+            # A lone surrogate becomes its JSON escape.
+            sys.stdout.buffer.write(text.encode(encoding, "backslashreplace"))
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes stdout once more at exit and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _resolved(option: str, path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as exc:  # a loop of symbolic links
-        raise DocumentError(f"{option} {path}: not a usable path: {exc}") from exc
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DocumentError(f"stdout cannot be written: {exc.strerror or exc}") from exc
 
 
 def _check_writable(option: str, path: Path, target: Path) -> None:
+    # A rename over /dev/stdout would replace the device itself, so anything there is refused, whatever it points to.
+    special = any(str(parent) in ("/dev", "/proc", "/sys") for parent in path.absolute().parents)
+    if special or (path.exists() and not path.is_file()):
+        raise DocumentError(f"{option} {path}: not a regular file; give a file name (or --json to print)")
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir():
+        raise DocumentError(f"{option} {path}: cannot be written, {folder} is not a folder")
     try:
-        if target.exists() and not target.is_file():
-            raise DocumentError(f"{option} {path}: not a regular file; give a file name (or --json to print)")
-        folder = next(parent for parent in target.parents if parent.exists())
-        usable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        with tempfile.TemporaryFile(dir=folder):  # asks the disk, not the permission bits, which mean nothing to root
+            pass
     except OSError as exc:
-        raise DocumentError(f"{option} {path}: cannot be written: {exc.strerror or exc}") from exc
-    if not usable:
-        reason = "may not be written to" if folder.is_dir() else "is not a folder"
-        raise DocumentError(f"{option} {path}: cannot be written, {folder} {reason}")
+        raise DocumentError(f"{option} {path}: cannot be written, {folder}: {exc.strerror or exc}") from exc

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alphalloc.cli.output import print_text
 from alphalloc.cli.text import plain
@@ -24,18 +26,24 @@ SECONDS_BETWEEN_LINES = 10.0  # of the progress of a run whose stderr is a file
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
+def schedule_report(schedule: ExpertSchedule, *, ascii_only: bool = False) -> RenderableType:
+    """Return the model's name, the table of layers, and two lines that name estimator, rule, rounding and budget."""
+    from rich.console import Group
+    from rich.text import Text
+
+    title = plain(schedule.model.id) if schedule.model else "schedule"
+    return Group(Text(title, style="bold"), schedule_table(schedule, ascii_only=ascii_only), Text(_caption(schedule)))
+
+
 def schedule_table(schedule: ExpertSchedule, *, ascii_only: bool = False) -> Table:
-    """Return the table layer, alpha, bar, experts, top_k; the caption names estimator, rule, budget and rounding.
+    """Return the table layer, alpha, bar, experts, top_k.
 
     A bar is as long as alpha - 1, the largest filling ``BAR_WIDTH``: 1 is the smallest exponent a fit can have.
     """
     from rich import box
     from rich.table import Table
 
-    title = plain(schedule.model.id) if schedule.model else "schedule"
-    table = Table(
-        title=title, caption=_caption(schedule), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("alpha", justify="right", no_wrap=True)
     table.add_column("alpha - 1", no_wrap=True, min_width=BAR_WIDTH)
@@ -61,19 +69,21 @@ def bar(share: float, *, width: int = BAR_WIDTH, ascii_only: bool = False) -> st
 def print_table(make: Callable[[bool], RenderableType]) -> None:
     """Print ``make(ascii_only)`` to stdout: in a terminal at its width, into a pipe or file as wide as it needs to be.
 
-    Colour follows rich: none without a terminal or with NO_COLOR.
+    No escape sequences without a terminal or with NO_COLOR, bold included.
     """
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    ascii_only = not (console.encoding or "").lower().startswith("utf")
-    renderable = make(ascii_only)
-    if not console.is_terminal:
+    # Drawn in memory first: then one place, print_text, meets full disks and closed pipes.
+    page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
+    terminal = True if sys.stdout.isatty() else None  # None: FORCE_COLOR may still ask for one
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    console = Console(file=page, force_terminal=terminal, color_system=colours, highlight=False, emoji=False)
+    renderable = make(not console.encoding.lower().startswith("utf"))
+    if terminal is None:
         console.width = max(console.measure(renderable, options=console.options.update(max_width=10_000)).maximum, 80)
-    with console.capture() as captured:
-        console.print(renderable)
-    lines = (line.rstrip() for line in captured.get().splitlines())
-    print_text("\n".join(lines) + "\n")
+    console.print(renderable)
+    page.seek(0)
+    print_text("".join(f"{line.rstrip()}\n" for line in page))
 
 
 def note(text: str) -> None:
@@ -115,7 +125,8 @@ def _live_bar(what: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    with Display(*columns, console=Console(stderr=True), transient=True) as display:
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    with Display(*columns, console=Console(stderr=True, color_system=colours), transient=True) as display:
         task = display.add_task(plain(what), total=None, matrices="")
 
         def update(state: Progress) -> None:
@@ -131,11 +142,12 @@ def _lines(what: str) -> Callable[[Progress], None]:
     def update(state: Progress) -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - shown < SECONDS_BETWEEN_LINES and state.done < state.total:
-            return
-        shown = now
-        left = (now - started) * (state.bytes_total - state.bytes_done) / max(state.bytes_done, 1)
-        note(f"{what}: {state.done}/{state.total} matrices, {now - started:.0f} s, about {left:.0f} s left")
+        if state.done == state.total:
+            note(f"{what}: {state.total} matrices in {now - started:.1f} s")
+        elif now - shown >= SECONDS_BETWEEN_LINES:
+            shown = now
+            left = (now - started) * (state.bytes_total - state.bytes_done) / max(state.bytes_done, 1)
+            note(f"{what}: {state.done}/{state.total} matrices, about {left:.0f} s left")
 
     return update
 

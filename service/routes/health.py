@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from fastapi import APIRouter
+
+from alphalloc.documents import package_version
 
 from ..schemas import Health
 
@@ -14,4 +14,4 @@ router = APIRouter(tags=["operation"])
 @router.get("/healthz", summary="Is the process alive?")
 async def health() -> Health:
     """Answer 200 as long as the process can answer at all."""
-    return Health(status="ok", version=version("alphalloc"))
+    return Health(status="ok", version=package_version())
