@@ -10,7 +10,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from alphalloc.checkpoint.folder import CONFIG_NAME, choose, index_shards
@@ -34,6 +34,7 @@ class Snapshot:
 
     folder: Path
     commit: str
+    notes: tuple[str, ...] = ()
 
 
 def is_model_id(text: str) -> bool:
@@ -90,7 +91,7 @@ def _online(model_id: str, revision: str) -> Snapshot:
         translated = _translate(model_id, revision, exc)
         cached = _cached(model_id, revision) if isinstance(translated, HubUnreachableError) else None
         if cached is not None:
-            return cached
+            return replace(cached, notes=(f"{model_id}: the hub was not asked, the cached commit is read",))
         raise translated from exc
 
 

@@ -125,9 +125,9 @@ def _split_by_rule(modules: Mapping[str, str]) -> dict[str, tuple[Path, int, Pat
                 indices[path[:at]].add(int(part))
     split = {}
     for name, path in parts.items():
-        at = _block_position(path, indices)
-        if at is not None:
-            split[name] = (path[:at], int(path[at]), path[at + 1 :])
+        position = _block_position(path, indices)
+        if position is not None:
+            split[name] = (path[:position], int(path[position]), path[position + 1 :])
     inner: defaultdict[Path, set[Path]] = defaultdict(set)
     for prefix, _, rest in split.values():
         inner[prefix].add(_without_expert_index(rest))

@@ -6,7 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def open_checkpoint(
     if path is None or not isinstance(model, str) or _looks_like_path(text) or not hub.is_model_id(text):
         raise CheckpointNotFoundError(f"{str(text)[:200]!r}: no such path, and not a hub model id; check the spelling")
     snapshot = hub.fetch(text, revision)
-    return _assemble(_local(snapshot.folder, text, snapshot.commit, revision), options)
+    source = _local(snapshot.folder, text, snapshot.commit, revision)
+    return _assemble(replace(source, notes=source.notes + snapshot.notes), options)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ safetensors. There is no way to switch ``weights_only`` off.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import pickletools
@@ -28,6 +29,10 @@ from alphalloc.errors import (
 
 MAX_PICKLE_BYTES = 16 * 2**20  # chosen here: the pickle of 100,000 tensors takes about 12 MB
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # the number that opens a file of torch before 1.6
+_LEGACY_PICKLES = 5  # it holds magic, version, system, objects and storage keys, each a pickle
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+_SMALL = ("/data.pkl", "/byteorder")
 _SAFE_MODULES = ("torch", "collections", "numpy", "_codecs")
 
 TORCH_DTYPES = {
@@ -68,8 +73,7 @@ def _check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            byteorder = [archive.read(m) for m in members if m.filename.endswith("/byteorder") and m.file_size < 10]
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as exc:
+    except _ZIP_ERRORS as exc:
         raise CorruptCheckpointError(f"{path}: broken zip archive ({exc}); truncated, copy it again") from exc
     if len(members) > MAX_TENSORS:
         raise CorruptCheckpointError(f"{path}: expected at most {MAX_TENSORS} members, found {len(members)}")
@@ -81,11 +85,19 @@ def _check_zip(path: Path, size: int) -> None:
             raise CorruptCheckpointError(
                 f"{path}: member {member.filename[:200]!r} is compressed, which torch never writes; it is not read"
             )
-        if member.filename.endswith("/data.pkl") and member.file_size > MAX_PICKLE_BYTES:
+        if member.filename.endswith(_SMALL) and member.file_size > MAX_PICKLE_BYTES:
             raise CorruptCheckpointError(f"{path}: expected a pickle of at most {MAX_PICKLE_BYTES} bytes, found more")
     if sum(member.file_size for member in members) > size:
         raise CorruptCheckpointError(f"{path}: its members claim more than the file's {size} bytes; it is not read")
-    if b"big" in byteorder:
+    small = [member for member in members if member.filename.endswith(_SMALL)]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            ends = {member.filename.rpartition("/")[2]: archive.read(member)[-3:] for member in small}
+    except _ZIP_ERRORS as exc:
+        raise CorruptCheckpointError(f"{path}: broken zip archive ({exc}); copy it again") from exc
+    if ends.get("data.pkl", b"")[-1:] != b".":
+        raise CorruptCheckpointError(f"{path}: its pickle is missing or cut short; copy it again")
+    if ends.get("byteorder") == b"big":
         raise UnsupportedCheckpointError(f"{path}: was written on a big-endian machine; save it as safetensors")
 
 
@@ -103,18 +115,18 @@ def _load_fake(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         raise UnsafeCheckpointError(
-            f"{path}: expected a pickle of tensors alone, found code in it, which was not run ({_first_line(exc)}); "
+            f"{path}: expected a pickle of tensors alone, found code in it ({_cause(exc)}), which was "
+            "not run; "
             "get the model as safetensors"
         ) from exc
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as exc:
-        raise CorruptCheckpointError(f"{path}: torch cannot read it ({_first_line(exc)}); copy it again") from exc
+        raise CorruptCheckpointError(f"{path}: torch cannot read it ({_cause(exc)}); copy it again") from exc
 
 
-def _first_line(exc: BaseException) -> str:
-    """The telling part of torch's long messages: what was asked for, without the advice to switch safety off."""
-    text = str(exc)
-    at = text.find("Unsupported ")
-    return text[max(at, 0) :].split("\n")[0][:200].split(" was not an allowed")[0] or type(exc).__name__
+def _cause(exc: BaseException) -> str:
+    """What torch objected to, without its advice to switch the safety off."""
+    first = str(exc.__context__ or exc).split("\n")[0]
+    return first.split(" was not an allowed")[0].split(" Please use")[0][:200] or type(exc).__name__
 
 
 def _unwrap(value: Any) -> Mapping[str, Any]:
@@ -159,29 +171,29 @@ def _refuse_other_format(path: Path, size: int) -> None:
     with open_regular(path) as descriptor:
         head = bytearray(min(size, MAX_PICKLE_BYTES))
         read_into(descriptor, memoryview(head), 0, path)
+    found: list[str] = []
+    pickles = 0
     stream = BytesIO(bytes(head))
-    try:
-        found = [name for _ in range(5) for name in _globals_of_next_pickle(stream)]
-    except (ValueError, IndexError, EOFError, UnicodeDecodeError) as exc:
-        if stream.tell() == 0 or not head.startswith(b"\x80"):
-            raise CorruptCheckpointError(
-                f"{path}: expected a PyTorch file, found neither a zip archive nor a pickle ({exc}); copy it again"
-            ) from exc
-        found = []
+    with contextlib.suppress(ValueError, IndexError, EOFError, UnicodeDecodeError):
+        while pickles < _LEGACY_PICKLES:
+            _collect_globals(stream, found)
+            pickles += 1
     foreign = [name for name in found if name.split(".")[0].split(" ")[0] not in _SAFE_MODULES]
     if foreign:
         raise UnsafeCheckpointError(
             f"{path}: expected a pickle of tensors alone, found a call of {foreign[0][:200]!r}, which was not run; "
             "get the model as safetensors"
         )
-    raise UnsupportedCheckpointError(
-        f"{path}: is in the format that torch wrote before 1.6; load and save it again, best as safetensors"
-    )
+    if _LEGACY_MAGIC in head[:20]:
+        raise UnsupportedCheckpointError(
+            f"{path}: is in the format that torch wrote before 1.6; load and save it again, best as safetensors"
+        )
+    what = "a plain pickle" if pickles else "neither a zip archive nor a pickle"
+    raise CorruptCheckpointError(f"{path}: expected a PyTorch file, found {what}; copy it again")
 
 
-def _globals_of_next_pickle(stream: BytesIO) -> list[str]:
-    """The "module name" pairs that the next pickle of ``stream`` imports, by looking at its opcodes only."""
-    found: list[str] = []
+def _collect_globals(stream: BytesIO, found: list[str]) -> None:
+    """Append the "module name" pairs that the next pickle of ``stream`` imports, by looking at its opcodes only."""
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):
@@ -190,4 +202,3 @@ def _globals_of_next_pickle(stream: BytesIO) -> list[str]:
             found.append(" ".join(strings[-2:]))
         elif isinstance(argument, str):
             strings.append(argument)
-    return found
