@@ -15,17 +15,22 @@ from torch import Tensor, nn
 
 from alphalloc.errors import AdapterError
 from alphalloc.moe.experts import ExpertsB, gate_hidden
+from alphalloc.moe.grouped import grouped_mixture, grouped_pays, grouped_supported
 from alphalloc.moe.router import Router, Routing, resolve_normalize, route
 
 RankMode = Literal["per_expert", "total"]
+Backend = Literal["auto", "dense", "grouped"]
 
 
 class RoutingObserver(Protocol):
-    """What a layer calls after each routed forward: it may note the routing and attach a loss to the output's gradient."""
+    """Called after each routed forward: may note the routing and attach a loss to the output's gradient."""
 
-    def __call__(
-        self, layer: MoELora, x: Tensor, output: Tensor, routing: Routing, hidden_TR: Tensor | None
-    ) -> Tensor:
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether ``hidden_TR`` is asked for; it binds the layer to the dense backend."""
+        ...
+
+    def __call__(self, layer: MoELora, x: Tensor, output: Tensor, routing: Routing, hidden_TR: Tensor | None) -> Tensor:
         """Return ``output``. ``hidden_TR`` is ``A dropout(x)`` of all experts, None if not computed for all."""
         ...
 
@@ -44,6 +49,8 @@ class MoELora(nn.Module):
         rank_mode: how ``r`` is read, see there.
         normalize_topk: whether chosen gate values are divided by their sum, see ``resolve_normalize``.
         router: None makes one exactly when E > 1; False leaves it out, and ``use_router_of`` must name a donor.
+        backend: ``dense`` computes ``A x`` of all experts, ``grouped`` of the chosen ones; both are the same function.
+            ``grouped`` falls back to dense where torch cannot, ``auto`` also where dense was measured faster.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -64,11 +71,14 @@ class MoELora(nn.Module):
         rank_mode: RankMode = "per_expert",
         normalize_topk: str = "auto",
         router: bool | None = None,
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check(in_features, out_features, num_experts, top_k, lora_alpha, dropout, router)
+        if backend not in ("auto", "dense", "grouped"):
+            raise AdapterError(f"backend must be 'auto', 'dense' or 'grouped', got {backend!r}")
         self.in_features = in_features
         self.out_features = out_features
         self.num_experts = num_experts
@@ -76,6 +86,7 @@ class MoELora(nn.Module):
         self.expert_rank = expert_rank(r, num_experts, rank_mode)
         self.scaling = lora_alpha / self.expert_rank
         self.normalize = resolve_normalize(normalize_topk, num_experts, top_k)
+        self.backend: Backend = backend
         rank = num_experts * self.expert_rank
         self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.experts_a = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
@@ -123,23 +134,39 @@ class MoELora(nn.Module):
         """
         x_TD = x.reshape(-1, self.in_features)
         base_TO = base_output.reshape(-1, self.out_features)
-        hidden_TR = self._hidden(x_TD)
+        dropped_TD = self._expert_input(x_TD)
         if self.num_experts == 1:
-            output: Tensor = self.experts_b(hidden_TR, base_TO, self.scaling)
+            output: Tensor = self.experts_b(self.experts_a(dropped_TD), base_TO, self.scaling)
             return output.view(base_output.shape)
         routing = self.route(x_TD)
-        gated_TR = gate_hidden(hidden_TR, routing.chosen_TE, routing.gate_TE)
-        output = self.experts_b(gated_TR, base_TO, self.scaling).view(base_output.shape)
+        output, hidden_TR = self._mix(dropped_TD, base_TO, routing)
+        output = output.view(base_output.shape)
         if self.routing_observer is not None:
             output = self.routing_observer(self, x, output, routing, hidden_TR)
         return output
 
-    def _hidden(self, x_TD: Tensor) -> Tensor:
-        """``A dropout(x)`` of all experts, in A's dtype (autocast chooses its own)."""
+    def _expert_input(self, x_TD: Tensor) -> Tensor:
+        """``dropout(x)`` in A's dtype (autocast chooses its own)."""
         if not torch.is_autocast_enabled(x_TD.device.type):
             x_TD = x_TD.to(self.experts_a.weight.dtype)
-        hidden_TR: Tensor = self.experts_a(self.dropout(x_TD))
-        return hidden_TR
+        dropped_TD: Tensor = self.dropout(x_TD)
+        return dropped_TD
+
+    def _mix(self, dropped_TD: Tensor, base_TO: Tensor, routing: Routing) -> tuple[Tensor, Tensor | None]:
+        """The base plus the gated experts, and ``A x`` of all experts where that was computed."""
+        if self._use_grouped(dropped_TD):
+            weights = (self.experts_a.weight, self.experts_b.weight)
+            return grouped_mixture(dropped_TD, base_TO, *weights, routing, self.scaling), None
+        hidden_TR = self.experts_a(dropped_TD)
+        gated_TR = gate_hidden(hidden_TR, routing.chosen_TK, routing.weights_TK, self.num_experts)
+        return self.experts_b(gated_TR, base_TO, self.scaling), hidden_TR
+
+    def _use_grouped(self, x_TD: Tensor) -> bool:
+        if self.backend == "dense" or (self.routing_observer is not None and self.routing_observer.needs_hidden):
+            return False
+        if self.backend == "auto" and not grouped_pays(x_TD.device, self.num_experts, self.top_k, self.expert_rank):
+            return False
+        return grouped_supported(x_TD, self.experts_a.weight, self.experts_b.weight, self.num_experts)
 
     def delta_weight(self) -> Tensor:
         """Return ``(lora_alpha / r) B A`` (O x D, A's dtype), what one expert adds to the frozen weight.
