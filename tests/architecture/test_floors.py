@@ -9,28 +9,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from floors import FLOORS
 
 ROOT = Path(__file__).parents[2]
-FLOORS = {
-    "errors": 0,
-    "documents": 1,
-    "checkpoint": 2,
-    "spectra": 2,
-    "allocation": 2,
-    "fits": 3,
-    "moe": 3,
-    "alphas": 4,
-    "peft": 4,
-    "backends": 4,
-    "analysis": 5,
-    "export": 5,
-    "training": 5,
-    "report": 5,
-    "__init__": 6,
-    "client": 6,
-    "cli": 7,
-    "__main__": 8,
-}
 # What the service may use beside the public page: alphalloc's documented sub-pages.
 SERVICE_MAY_USE = {"alphalloc", "allocation", "documents", "errors"}
 
