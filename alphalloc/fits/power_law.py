@@ -93,8 +93,13 @@ def tail_exponents(spectrum: Spectrum) -> Float64Array:
 
 def tail_distance(logs: Float64Array, log_xmin: float, alpha: float) -> float:
     """Return D = max_j |1 - (λ_j/xmin)^(1-alpha) - j/n| over the n ascending ``logs`` of the tail (lower ECDF step)."""
+    return float(np.abs(tail_deviations(logs, log_xmin, alpha)).max())
+
+
+def tail_deviations(logs: Float64Array, log_xmin: float, alpha: float) -> Float64Array:
+    """Return 1 - (λ_j/xmin)^(1-alpha) - j/n for the n ascending ``logs`` of the tail."""
     fitted = 1.0 - np.exp((1.0 - alpha) * (logs - log_xmin))
-    return float(np.abs(fitted - np.arange(len(logs)) / len(logs)).max())
+    return fitted - np.arange(len(logs)) / len(logs)
 
 
 def fit_at(estimator: str, spectrum: Spectrum, index: int, *, peak: float | None = None) -> PowerLawFit:
