@@ -6,8 +6,8 @@ The public page::
     schedule = alphalloc.allocate(alphas, budget=160)   # ExpertSchedule: LoRA experts per layer
 
 Deeper rooms, each with a page of its own: ``alphalloc.spectra``, ``alphalloc.fits``, ``alphalloc.checkpoint``,
-``alphalloc.allocation``, ``alphalloc.peft`` (needs the extra of that name), ``alphalloc.errors``. Names resolve on first
-use, so that ``import alphalloc`` costs next to nothing.
+``alphalloc.allocation``, ``alphalloc.peft`` (needs the extra of that name), ``alphalloc.errors``. Names resolve on
+first use, so that ``import alphalloc`` costs little.
 """
 
 from __future__ import annotations

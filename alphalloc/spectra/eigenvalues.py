@@ -17,11 +17,10 @@ def eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     LAPACK ``syevd`` without vectors: through numpy up to n = 2048, through torch above when torch is installed.
     Raises SpectrumCheckError when LAPACK does not converge.
     """
-    if len(matrix) > NUMPY_MAX_SIDE and (values := _torch_eigenvalues(matrix)) is not None:
-        return values
+    if len(matrix) > NUMPY_MAX_SIDE and (by_torch := _torch_eigenvalues(matrix)) is not None:
+        return by_torch
     try:
-        values: NDArray[np.float64] = np.linalg.eigvalsh(matrix, UPLO="L")
-        return values
+        return np.asarray(np.linalg.eigvalsh(matrix, UPLO="L"), dtype=np.float64)
     except np.linalg.LinAlgError as exc:
         raise SpectrumCheckError(f"the eigensolver did not converge on a {len(matrix)}-sided matrix: {exc}") from exc
 
@@ -33,6 +32,6 @@ def _torch_eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64] | Non
         return None
     try:
         values: NDArray[np.float64] = torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
-    except torch._C._LinAlgError as exc:  # the class behind torch.linalg.LinAlgError, which has no type stub
+    except RuntimeError as exc:  # torch.linalg.LinAlgError is one
         raise SpectrumCheckError(f"the eigensolver did not converge on a {len(matrix)}-sided matrix: {exc}") from exc
     return values
