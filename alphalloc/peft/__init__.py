@@ -15,11 +15,24 @@ from alphalloc.peft.register import installed_peft
 installed_peft()  # before the modules below import names that only a tested PEFT has
 
 from alphalloc.peft import register as _register  # noqa: E402
+from alphalloc.peft.callback import MoELoraCallback, callbacks  # noqa: E402
 from alphalloc.peft.config import PRESETS, MoELoraConfig  # noqa: E402
 from alphalloc.peft.layer import MoELoraLayer  # noqa: E402
+from alphalloc.peft.routing import begin_step, record_routing  # noqa: E402
 from alphalloc.peft.targets import TARGET_MODULES  # noqa: E402
 from alphalloc.peft.tuner import MoELoraModel, named_adapters  # noqa: E402
 
 _register.register(MoELoraConfig, MoELoraModel)
 
-__all__ = ["PRESETS", "TARGET_MODULES", "MoELoraConfig", "MoELoraLayer", "MoELoraModel", "named_adapters"]
+__all__ = [
+    "PRESETS",
+    "TARGET_MODULES",
+    "MoELoraCallback",
+    "MoELoraConfig",
+    "MoELoraLayer",
+    "MoELoraModel",
+    "begin_step",
+    "callbacks",
+    "named_adapters",
+    "record_routing",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from alphalloc.errors import AdapterError
 from alphalloc.moe.layer import MoELora
 from alphalloc.peft.blocks import block_of, inside_routed_expert
+from alphalloc.peft.callback import join_default_callbacks
+from alphalloc.peft.config import MoELoraConfig
 from alphalloc.peft.layer import MoELoraLayer, refuse_merge
 from alphalloc.peft.register import ADAPTERS, PREFIX, saved_key
+from alphalloc.peft.routing import attach_context, detach_context
 from alphalloc.peft.targets import TARGET_MODULES, Placement, default_targets, place, router_group
 
 
@@ -72,6 +75,26 @@ class MoELoraModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put the adapter on the model and let its layers report to one routing context."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        adapters = dict(named_adapters(model, adapter_name))
+        blocks = {path: placement.block for path, placement in self._places.items()}
+        config = cast("MoELoraConfig", self.peft_config[adapter_name])
+        context = attach_context(model, adapter_name, config, adapters, blocks)
+        if context.trains_losses:
+            join_default_callbacks()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove the adapter and its hooks."""
+        super().delete_adapter(adapter_name)
+        detach_context(self.model, adapter_name)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        unloaded = super()._unload_and_optionally_merge(*args, **kwargs)
+        detach_context(self.model)
+        return unloaded
 
     def adapters(self, adapter_name: str) -> Iterator[tuple[str, MoELora]]:
         """(path of the linear, adapter) of every linear that carries ``adapter_name``, in the model's order."""

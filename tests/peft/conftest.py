@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +31,9 @@ def tiny() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a hub: the variable is for processes that a test starts, the constant for this one."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +53,11 @@ def base(base_folder: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def adapter_folder(tiny: Any, base_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def adapter_folder(tiny: Any, base_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An adapter that changes the output of ``base_folder``."""
     import peft
     from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("adapter")
     peft.get_peft_model(LlamaForCausalLM.from_pretrained(base_folder), tiny.moe_config()).save_pretrained(str(folder))
-    yield str(folder)
+    return str(folder)
