@@ -192,8 +192,8 @@ def _stack_names(prefixes: Iterable[Path]) -> dict[Path, str]:
     if len(ordered) == 1:
         return {ordered[0]: ""}
     cores = [_core(prefix, ordered) for prefix in ordered]
-    firsts = [core[0] for core in cores]
-    names = firsts if len(set(firsts)) == len(firsts) else [".".join(core) for core in cores]
+    levels = ([core[0] for core in cores], [".".join(core) for core in cores], [".".join(p) for p in ordered])
+    names = next((level for level in levels if len(set(level)) == len(level)), levels[-1])
     return dict(zip(ordered, names, strict=True))
 
 
