@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphalloc.errors import SpectrumCheckError
+from alphalloc.spectra.blas import triangle_squared_norm
 from alphalloc.spectra.eigenvalues import eigenvalues
 from alphalloc.spectra.gram import Gram, gram
 
@@ -56,7 +57,7 @@ def spectrum_of(values: NDArray[np.float64], rows: int, cols: int, squared_norm:
 def _check_identities(values: NDArray[np.float64], product: Gram) -> None:
     pairs = (
         ("the trace identity Σλ = ‖W‖²", float(values.sum()), product.squared_norm),
-        ("the Frobenius identity Σλ² = ‖G‖²", float(values @ values), float(np.vdot(product.matrix, product.matrix))),
+        ("the Frobenius identity Σλ² = ‖G‖²", float(values @ values), triangle_squared_norm(product.matrix)),
     )
     for name, found, expected in pairs:
         if not abs(found - expected) <= CHECK_TOLERANCE * abs(expected):

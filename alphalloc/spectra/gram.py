@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphalloc.errors import MatrixShapeError, NonFiniteWeightError
+from alphalloc.spectra.blas import add_product
 
 Float64Array = NDArray[np.float64]
 
@@ -19,7 +20,10 @@ SLAB_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Gram:
-    """G = W Wᵀ with W oriented to nmin x nmax; ``squared_norm`` is ‖W‖_F² summed from W itself, not from G."""
+    """G = W Wᵀ with W oriented to nmin x nmax; ``squared_norm`` is ‖W‖_F² summed from W itself, not from G.
+
+    ``matrix`` is in Fortran order and holds G in its lower triangle; what stands above the diagonal means nothing.
+    """
 
     matrix: Float64Array
     squared_norm: float
@@ -31,21 +35,21 @@ def gram(weight: Any) -> Gram:
     """Return the float64 Gram matrix of ``weight`` on its smaller side.
 
     ``weight`` is a rows x cols numpy array (any float type, bfloat16 of ml_dtypes included) or torch tensor. Each slab
-    is upcast to float64 and multiplied by its own transpose, which numpy hands to BLAS syrk. float64 throughout,
+    is upcast to float64 and its product with its own transpose added to one triangle (BLAS syrk). float64 throughout,
     because 100 histogram bins between the smallest and the largest eigenvalue see what float32 rounds away.
 
     Raises MatrixShapeError unless 2-D and non-empty, NonFiniteWeightError for NaN, infinity or squares beyond float64.
     """
     rows, cols = _shape(weight)
     side = min(rows, cols)
-    matrix = np.zeros((side, side))
+    matrix = np.zeros((side, side), order="F")
     squared_norm = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for slab in _slabs(weight, rows, cols):
             squared_norm += float(np.vdot(slab, slab))
             if not np.isfinite(squared_norm):
                 raise NonFiniteWeightError(_non_finite_message(slab))
-            matrix += slab @ slab.T
+            add_product(matrix, slab)
     return Gram(matrix, squared_norm, rows, cols)
 
 
