@@ -21,7 +21,8 @@
     │   ├── NothingToAnalyzeError        the filters left no matrix
     │   ├── LayerWithoutAlphaError       a layer has no valid alpha and no fill rule was chosen
     │   ├── StrictError                  a matrix was skipped or degenerate and strict mode was asked for
-    │   └── DeviceError                  the device asked for is not there or cannot compute in float64
+    │   ├── DeviceError                  the device asked for is not there or cannot compute in float64
+    │   └── MemoryBudgetError            a matrix needs more memory than the budget allows
     ├── AllocationError                  scores and budget give no schedule
     │   ├── InvalidScoresError           empty, NaN, infinite, zero or negative scores
     │   ├── InvalidBudgetError           not an integer, or not positive
@@ -158,6 +159,12 @@ class DeviceError(AnalysisError):
     """The device asked for is not there or cannot compute in float64."""
 
     code = "device"
+
+
+class MemoryBudgetError(AnalysisError):
+    """A matrix needs more memory than the budget allows; the message names it and the bytes."""
+
+    code = "memory-budget"
 
 
 class AllocationError(AlphallocError):

@@ -38,6 +38,7 @@ STATUS_OF_ERROR: dict[type[errors.AlphallocError], int] = {
     errors.SpectrumCheckError: 500,
     errors.AnalysisError: 422,
     errors.DeviceError: 503,
+    errors.MemoryBudgetError: 503,
     errors.AllocationError: 422,
     errors.DocumentError: 422,
     errors.AdapterError: 422,

@@ -35,6 +35,7 @@ PINNED = {
     "LayerWithoutAlphaError": ("layer-without-alpha", 422),
     "StrictError": ("strict", 422),
     "DeviceError": ("device", 503),
+    "MemoryBudgetError": ("memory-budget", 503),
     "AllocationError": ("allocation-error", 422),
     "InvalidScoresError": ("invalid-scores", 422),
     "InvalidBudgetError": ("invalid-budget", 422),
