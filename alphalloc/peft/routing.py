@@ -228,13 +228,18 @@ def _trainer_counts_shifted(model: nn.Module) -> bool:
 def _with_loss(output: Any, loss: Tensor, weight: Tensor) -> Any:
     """``output`` whose gradient also trains ``loss``: through its loss, or its logits where it has none."""
     if isinstance(output, tuple):
-        return (attach_loss(output[0], loss, weight), *output[1:])
+        return (_attached(output[0], loss, weight), *output[1:])
     if isinstance(output, Tensor):
-        return attach_loss(output, loss, weight)
+        return _attached(output, loss, weight)
     for name in ("loss", "logits", "last_hidden_state"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):
-            output[name] = attach_loss(value, loss, weight)  # a ModelOutput: item and attribute are one
+            output[name] = _attached(value, loss, weight)  # a ModelOutput: item and attribute are one
             return output
     warnings.warn("the balance loss 'mola' found no loss or logits to attach to; use balance='switch'", stacklevel=5)
     return output
+
+
+def _attached(value: Tensor, loss: Tensor, weight: Tensor) -> Tensor:
+    # A copy: trainers scale losses (and logits) in place, which autograd forbids on a custom function's own output.
+    return attach_loss(value, loss, weight).clone()
