@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alphalloc.checkpoint.files import inside, read_json_object
-from alphalloc.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
+from alphalloc.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+)
 
 CONFIG_NAME = "config.json"
 MAX_SHARDS = 10_000
@@ -80,8 +85,11 @@ def index_names(path: Path) -> dict[str, str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names that lie directly in ``folder``."""
-    return [entry.name for entry in os.scandir(folder)]
+    """Return the names that lie directly in ``folder``; CheckpointError when the system refuses to list them."""
+    try:
+        return [entry.name for entry in os.scandir(folder)]
+    except OSError as exc:
+        raise CheckpointError(f"{folder}: cannot be listed: {exc.strerror or exc}") from exc
 
 
 def shard_paths(folder: Path, choice: Choice) -> list[Path]:

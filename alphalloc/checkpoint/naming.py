@@ -7,9 +7,10 @@ Hugging Face spells them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from alphalloc.errors import UnknownArchitectureError
@@ -191,23 +192,18 @@ def _stack_names(prefixes: Iterable[Path]) -> dict[Path, str]:
     ordered = sorted(prefixes)
     if len(ordered) == 1:
         return {ordered[0]: ""}
-    cores = [_core(prefix, ordered) for prefix in ordered]
+    start = _shared_parts(ordered)
+    end = _shared_parts([prefix[:start:-1] for prefix in ordered])  # the first differing part always stays
+    cores = [prefix[start : len(prefix) - end] or prefix[-1:] or ("",) for prefix in ordered]
     levels = ([core[0] for core in cores], [".".join(core) for core in cores], [".".join(p) for p in ordered])
     names = next((level for level in levels if len(set(level)) == len(level)), levels[-1])
     return dict(zip(ordered, names, strict=True))
 
 
-def _core(prefix: Path, others: list[Path]) -> Path:
-    """``prefix`` without the parts that all prefixes begin or end with (its last part where nothing else is left)."""
-    start = 0
-    while all(len(other) > start and other[start] == prefix[start] for other in others if start < len(prefix)):
-        start += 1
-        if start >= len(prefix):
-            break
-    end = 0
-    while end < len(prefix) - start and all(len(o) > end + start and o[-1 - end] == prefix[-1 - end] for o in others):
-        end += 1
-    return prefix[start : len(prefix) - end] or prefix[-1:] or ("",)
+def _shared_parts(paths: Sequence[Path]) -> int:
+    """How many leading parts all paths share: as many as the first and the last in order do."""
+    pairs = zip(min(paths), max(paths), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _roles(split: Mapping[str, tuple[Path, int, Path]]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -150,7 +149,7 @@ def _local(path: Path, model_id: str, commit: str | None = None, revision: str |
 
 def _check_shards(folder: Path, choice: Choice, tensors: list[StoredTensor]) -> None:
     """No tensor twice, and every tensor where the index says it is."""
-    where = {tensor.name: Path(tensor.source).name for tensor in tensors}
+    where = {tensor.name: os.path.basename(tensor.source) for tensor in tensors}
     if len(where) != len(tensors):
         twice = Counter(tensor.name for tensor in tensors).most_common(1)[0][0]
         raise CorruptCheckpointError(f"{folder}: tensor {twice[:200]!r} stands in two shards; it is not read")
@@ -196,16 +195,11 @@ def _format_of(path: Path) -> str:
 def _exists(path: Path) -> bool:
     """Whether something lies at ``path``, a broken or looping link included."""
     try:
-        if stat.S_ISLNK(os.lstat(path).st_mode):
-            os.stat(path)
-    except FileNotFoundError:
-        return path.is_symlink()
-    except NotADirectoryError:
+        os.lstat(path)
+    except PermissionError as exc:
+        raise CheckpointError(f"{path}: cannot be opened: {exc.strerror}") from exc
+    except OSError:
         return False
-    except OSError as exc:
-        if exc.strerror and "symbolic" in exc.strerror:
-            raise CorruptCheckpointError(f"{path}: is a loop of symbolic links; it is not read") from exc
-        raise CheckpointError(f"{str(path)[:200]}: cannot be opened: {exc.strerror or exc}") from exc
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from alphalloc.errors import NothingToAnalyzeError
 MAX_SIDE = 262_144  # chosen here: no block matrix of a published model comes near either bound
 MAX_ELEMENTS = 2**31
 _CONV1D_ENDINGS = (".c_attn", ".c_fc", ".c_proj", ".q_attn")
+_NEAR_WORDS = 2000  # looking for near matches takes about a second for these
 _HEADS = ("lm_head", "embed_out", "output")
 _OUTSIDE = "outside the repeated blocks (embedding, head or pooler)"
 
@@ -122,9 +124,9 @@ def _tied_in_config(config: Mapping[str, Any]) -> bool:
 def _distinguish_outside(places: dict[str, Place]) -> None:
     """Outside the blocks the last name is the role too, unless two share it: then the whole module path."""
     outside = {name: place for name, place in places.items() if place.layer < 0}
-    roles = [place.role for place in outside.values()]
+    roles = Counter(place.role for place in outside.values())
     for name, place in outside.items():
-        if roles.count(place.role) > 1:
+        if roles[place.role] > 1:
             places[name] = replace(place, role=place.module)
 
 
@@ -157,7 +159,7 @@ def _no_match(
     if left_out:
         return f"{kind} {glob!r} matches only what is left out: {left_out[0]} ({reasons[left_out[0]]})"
     words = dict.fromkeys(text for name in chosen for text in (places[name].role, name, places[name].module))
-    near = difflib.get_close_matches(glob.strip("*."), words, n=3, cutoff=0.4) or list(words)[:3]
+    near = difflib.get_close_matches(glob.strip("*."), list(words)[:_NEAR_WORDS], n=3, cutoff=0.4) or list(words)[:3]
     return f"{kind} {glob!r} matches no matrix by name, module or role; near ones: {', '.join(near)}"
 
 
