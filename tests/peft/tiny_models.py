@@ -13,12 +13,12 @@ EXPERTS, TOP_K = [2, 1, 4], [1, 1, 2]
 VOCABULARY = 64
 
 
-def llama(layers: int = 3, hidden: int = 32, **extra: Any) -> Any:
+def llama(layers: int = 3, hidden: int = 32, inner: int = 48, **extra: Any) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
-        intermediate_size=48,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
