@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
 
+from alphalloc.allocation import schedule_schema
 from alphalloc.documents import package_version
 
 from . import problems
@@ -38,22 +40,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _complete_openapi(app: FastAPI) -> None:
-    """Add to the OpenAPI document what the framework cannot know: the problem schema and a worked example."""
+    """Make the OpenAPI document exact: published schemas for schedules and problems, and a worked example."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
             schemas = document["components"]["schemas"]
-            template = "#/components/schemas/{model}"
-            problem = problems.Problem.model_json_schema(ref_template=template)
-            schemas.update(problem.pop("$defs"))
-            schemas["Problem"] = problem
+            schemas.update(_component("ExpertSchedule", schedule_schema()))
+            schemas.update(_component("Problem", problems.Problem.model_json_schema()))
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             question = AllocationRequest.model_validate(schemas["AllocationRequest"]["example"])
             answer = document["paths"]["/v1/allocations"]["post"]["responses"]["200"]["content"]["application/json"]
-            answer["example"] = allocations.answer(question).document()
+            answer["example"] = json.loads(allocations.answer(question).to_json())
         return app.openapi_schema or document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the documented way to extend it
+
+
+def _component(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return ``schema`` and its definitions as OpenAPI components, references turned to where they now lie."""
+    moved = json.loads(json.dumps(schema).replace('"#/$defs/', '"#/components/schemas/'))
+    definitions: dict[str, Any] = moved.pop("$defs", {})
+    moved.pop("$schema", None)  # OpenAPI 3.1 speaks that dialect by itself
+    return {**definitions, name: moved}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,9 +72,7 @@ def analyze(
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is imported
 
-    from alphalloc.analysis import analyze as analyze_model
     from alphalloc.checkpoint import open_checkpoint
-    from alphalloc.documents import pretty_json
 
     reading: dict[str, Any] = {
         "revision": revision,
@@ -86,6 +85,10 @@ def analyze(
     blocks = {(matrix.stack, matrix.layer) for matrix in checkpoint.matrices if matrix.layer >= 0}
     if blocks:
         asked.rehearse(len(blocks))
+
+    from alphalloc.analysis import analyze as analyze_model
+    from alphalloc.documents import pretty_json
+
     with render.progress_display(f"analysing {_short(model)}", quiet=quiet) as progress:
         alphas = analyze_model(
             model,
@@ -102,7 +105,7 @@ def analyze(
     documents = {alphas_file: alphas.to_json, schedule_file: schedule.to_json}
     output.write_outputs({path: make() for path, make in documents.items() if path is not None})
     if as_json:
-        both = {"alphas": alphas.model_dump(mode="json"), "schedule": schedule.model_dump(mode="json")}
+        both = {"alphas": json.loads(alphas.to_json()), "schedule": json.loads(schedule.to_json())}
         output.print_json(pretty_json(both))
     else:
         render.print_table(lambda ascii_only: render.schedule_report(schedule, ascii_only=ascii_only))

@@ -76,8 +76,9 @@ def print_table(make: Callable[[bool], RenderableType]) -> None:
     # Drawn in memory first: then one place, print_text, meets full disks and closed pipes.
     page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
     terminal = True if sys.stdout.isatty() else None  # None: FORCE_COLOR may still ask for one
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    console = Console(file=page, force_terminal=terminal, color_system=colours, highlight=False, emoji=False)
+    console = Console(
+        file=page, force_terminal=terminal, color_system=_colours(), highlight=False, markup=False, emoji=False
+    )
     renderable = make(not console.encoding.lower().startswith("utf"))
     if terminal is None:
         console.width = max(console.measure(renderable, options=console.options.update(max_width=10_000)).maximum, 80)
@@ -125,8 +126,7 @@ def _live_bar(what: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    with Display(*columns, console=Console(stderr=True, color_system=colours), transient=True) as display:
+    with Display(*columns, console=Console(stderr=True, color_system=_colours()), transient=True) as display:
         task = display.add_task(plain(what), total=None, matrices="")
 
         def update(state: Progress) -> None:
@@ -134,6 +134,10 @@ def _live_bar(what: str) -> Iterator[Callable[[Progress], None]]:
             display.update(task, total=state.bytes_total, completed=state.bytes_done, matrices=counts)
 
         yield update
+
+
+def _colours() -> Literal["auto"] | None:
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def _lines(what: str) -> Callable[[Progress], None]:

@@ -14,8 +14,9 @@ router = APIRouter(prefix="/v1", tags=["methods"])
 
 _NO_PARAMS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
+# What a default value cannot tell of a rule's setting.
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "beta": {"type": "number", "description": "exponent of the weights alpha ** beta"},
+    "beta": {"description": "exponent of the weights alpha ** beta"},
     "pattern": {
         "type": "array",
         "items": {"type": "number", "exclusiveMinimum": 0},
@@ -54,12 +55,16 @@ async def methods() -> Methods:
 
 
 def _rule_params(parameters: dict[str, Any]) -> dict[str, Any]:
-    properties = {
-        name: PARAMETERS[name] if default is None else {**PARAMETERS[name], "default": default}
-        for name, default in parameters.items()
-    }
+    properties = {name: {**_of_default(default), **PARAMETERS.get(name, {})} for name, default in parameters.items()}
     required = [name for name, default in parameters.items() if default is None]
     return {**_NO_PARAMS, "properties": properties, **({"required": required} if required else {})}
+
+
+def _of_default(default: Any) -> dict[str, Any]:
+    """Return the schema of a setting with this default; None says that there is none and that it must be given."""
+    if default is None:
+        return {}
+    return {"type": "array" if isinstance(default, list | tuple) else "number", "default": default}
 
 
 _METHODS = Methods(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from alphalloc.allocation import ROUNDINGS, RULES, ExpertSchedule, allocate
+from alphalloc.errors import AllocationError
 
 PATH = "/v1/allocations"
 
@@ -32,13 +33,17 @@ def test_defaults_are_the_librarys(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("rounding", sorted(ROUNDINGS))
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"pattern"}))
+@pytest.mark.parametrize("rule", sorted(name for name, rule in RULES.items() if None not in rule.parameters.values()))
 def test_every_rule_and_rounding(client: TestClient, rule: str, rounding: str) -> None:
     alphas = [2.1, 2.9, 3.4, 2.6, 2.2, 3.0, 2.7, 2.4]
     body = {"source": {"alphas": alphas}, "budget": {"total": 40}, "method": rule, "rounding": rounding, "top_k": 3}
     answer = client.post(PATH, json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.content == allocate(alphas, 40, rule=rule, rounding=rounding, top_k=3).to_json().encode()
+    try:
+        expected = allocate(alphas, 40, rule=rule, rounding=rounding, top_k=3)
+    except AllocationError as exc:
+        assert (answer.status_code, answer.json()["code"], answer.json()["detail"]) == (422, exc.code, str(exc))
+    else:
+        assert (answer.status_code, answer.content) == (200, expected.to_json().encode())
 
 
 def test_settings_of_a_rule_go_through_params(client: TestClient, question: dict[str, Any]) -> None:

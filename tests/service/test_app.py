@@ -11,11 +11,10 @@ from typing import Any
 import jsonschema
 import pytest
 from alphalloc_service.app import create_app
-from alphalloc_service.routes.methods import PARAMETERS
 from alphalloc_service.settings import Settings
 from starlette.testclient import TestClient
 
-from alphalloc.allocation import PAPERS, ROUNDINGS, RULES, allocate
+from alphalloc.allocation import PAPERS, ROUNDINGS, RULES, allocate, schedule_schema
 from alphalloc.fits import FITS
 
 
@@ -77,13 +76,25 @@ def test_answers_match_their_schemas(client: TestClient, openapi: dict[str, Any]
     jsonschema.validate(example, schema_of(openapi, "Problem"))
 
 
+def test_openapi_schedule_is_the_published_schema(openapi: dict[str, Any]) -> None:
+    published = schedule_schema()
+    described = openapi["components"]["schemas"]["ExpertSchedule"]
+    assert set(described["properties"]) == set(published["properties"])
+    assert described["required"] == published["required"]
+    assert set(published["$defs"]) <= set(openapi["components"]["schemas"])
+
+
 def test_methods_are_those_of_the_library(client: TestClient) -> None:
     methods = client.get("/v1/methods").json()
     assert [rule["name"] for rule in methods["rules"]] == list(RULES)
     assert [rounding["name"] for rounding in methods["roundings"]] == list(ROUNDINGS)
     assert [estimator["name"] for estimator in methods["estimators"]] == list(FITS)
     assert {paper["name"]: paper["settings"] for paper in methods["papers"]} == PAPERS
-    assert {name for rule in RULES.values() for name in rule.parameters} == set(PARAMETERS)
+    for rule in methods["rules"]:
+        properties = rule["params_schema"]["properties"]
+        assert set(properties) == set(RULES[rule["name"]].parameters)
+        given = {name: default for name, default in RULES[rule["name"]].parameters.items() if default is not None}
+        assert {name: schema["default"] for name, schema in properties.items() if "default" in schema} == given
 
 
 def test_params_schemas_are_schemas_and_say_what_is_accepted(client: TestClient) -> None:
