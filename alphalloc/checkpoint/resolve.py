@@ -70,7 +70,7 @@ def open_checkpoint(
             f"expected a path, a hub id, an nn.Module or a state dict, found {type(model).__name__}"
         )
     text = os.fspath(model)
-    path = Path(text).expanduser() if isinstance(text, str) and "\0" not in text and text else None
+    path = Path(os.path.expanduser(text)) if isinstance(text, str) and text else None
     if path is not None and _exists(path):
         _no_revision(revision, f"the local path {path}")
         return _assemble(_local(path.absolute(), text), options)
@@ -198,7 +198,7 @@ def _exists(path: Path) -> bool:
         os.lstat(path)
     except PermissionError as exc:
         raise CheckpointError(f"{path}: cannot be opened: {exc.strerror}") from exc
-    except OSError:
+    except (OSError, ValueError):  # ValueError: characters that no path can have
         return False
     return True
 

@@ -153,7 +153,7 @@ def test_threads_do_not_share_buffers(tmp_path: Path, llama_state: State) -> Non
 
 NEITHER = [
     "/no/such/path", "./nothing", "../nothing", "~/nothing-here", "a/b/c", "x.safetensors", "m.gguf", "", "a\0b",
-    "https://example.org/x", "a b", "a\nb", "-x/y", "x" * 120, Path("org/model"),
+    "https://example.org/x", "a b", "a\nb", "-x/y", "x" * 120, "~no-such-user/x", "\ud800", Path("org/model"),
 ]  # fmt: skip
 
 
