@@ -55,6 +55,8 @@ class RoutingContext:
         if layer.num_experts > 1:
             observer = LayerObserver(self, layer, name, block, position=len(self._observers))
             layer.routing_observer = self._observers[name] = observer
+            if self.statistics is not None and observer.owns_router:
+                self.statistics.expect(name, layer.num_experts, layer.top_k, layer.experts_a.weight.device)
             self._count()
 
     def detach(self, layer: MoELora) -> None:

@@ -32,7 +32,7 @@ def grouped_supported(x_TD: Tensor, weight_RD: Tensor, weight_OR: Tensor, num_ex
         return False
     if weight_RD.dim() != 2 or weight_OR.dim() != 2 or weight_RD.shape[1] != x_TD.shape[1] or rank == 0:
         return False
-    if not dtype == weight_RD.dtype == weight_OR.dtype or dtype not in _DTYPES.get(device.type, ()):
+    if not dtype == weight_RD.dtype == weight_OR.dtype or dtype not in _dtypes(device):
         return False
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return False
@@ -64,4 +64,8 @@ def grouped_mixture(
     return base_TO.to(wide).index_add(0, token_S, delta_SO.to(wide)).to(base_TO.dtype)
 
 
-_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
+def _dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What grouped_mm takes; its shape rule for the compiler (torch 2.13) knows bfloat16 alone."""
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        return (torch.float32, torch.bfloat16, torch.float16)
+    return (torch.bfloat16,) if device.type in ("cpu", "cuda") else ()

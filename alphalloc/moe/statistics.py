@@ -25,7 +25,7 @@ class LayerRouting:
         num_experts: E.
         top_k: K.
         tokens: valid tokens seen.
-        load: share of all picks that fell on each expert; sums to 1 (all 0 without tokens).
+        load: share of all picks that fell on each expert; sums to 1.
         probability: mean router probability of each expert.
         entropy: of ``load``, divided by log E: 1 is balanced, 0 is one expert alone.
         token_entropy: mean entropy of the router's distribution per token, divided by log E: 0 is certain.
@@ -49,11 +49,15 @@ class _Counts:
     """Running sums of one linear."""
 
     def __init__(self, num_experts: int, top_k: int, device: torch.device) -> None:
+        self.num_experts = num_experts
         self.top_k = top_k
         self.picks_E = torch.zeros(num_experts, dtype=torch.int64, device=device)
         self.probability_E = torch.zeros(num_experts, device=device)
         self.entropy = torch.zeros((), device=device)
         self.tokens = torch.zeros((), dtype=torch.int64, device=device)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.picks_E, self.probability_E, self.entropy, self.tokens
 
 
 class RoutingStatistics:
@@ -62,6 +66,10 @@ class RoutingStatistics:
     def __init__(self) -> None:
         self._counts: dict[str, _Counts] = {}
 
+    def expect(self, name: str, num_experts: int, top_k: int, device: torch.device) -> None:
+        """Make room for linear ``name`` before its first forward, so that a compiled one is not traced twice."""
+        self._counts[name] = _Counts(num_experts, top_k, device)
+
     @torch.no_grad()
     def record(self, name: str, routing: Routing, mask_T: Tensor | None) -> None:
         """Add one forward's routing of linear ``name``, over the tokens where ``mask_T`` is true."""
@@ -69,7 +77,8 @@ class RoutingStatistics:
         num_experts, top_k = logits_TE.shape[-1], routing.chosen_TK.shape[-1]
         counts = self._counts.get(name)
         if counts is None or counts.picks_E.device != logits_TE.device:
-            counts = self._counts[name] = _Counts(num_experts, top_k, logits_TE.device)
+            self.expect(name, num_experts, top_k, logits_TE.device)
+            counts = self._counts[name]
         log_p_TE = logits_TE.log_softmax(-1)
         p_TE = log_p_TE.exp()
         entropy_T = -(p_TE * log_p_TE).sum(-1)
@@ -85,22 +94,25 @@ class RoutingStatistics:
         counts.tokens += logits_TE.shape[0] if mask_T is None else mask_T.sum()
 
     def summary(self) -> tuple[LayerRouting, ...]:
-        """Return every linear's routing since the last ``reset``, in the order first seen."""
-        return tuple(_summarise(name, counts) for name, counts in self._counts.items())
+        """Return the routing of every linear that saw a token since the last ``reset``, in the order of first sight."""
+        found = (_summarise(name, counts) for name, counts in self._counts.items())
+        return tuple(layer for layer in found if layer.tokens)
 
     def reset(self) -> None:
         """Forget everything recorded."""
-        self._counts = {}
+        for counts in self._counts.values():
+            for tensor in counts.tensors():
+                tensor.zero_()
 
 
 def mean_balance(layers: tuple[LayerRouting, ...]) -> float | None:
     """Return the mean balance over linears with E > K, None without one: elsewhere it is 1 whatever the router does."""
-    values = [layer.balance for layer in layers if layer.num_experts > layer.top_k and layer.tokens]
+    values = [layer.balance for layer in layers if layer.num_experts > layer.top_k]
     return math.fsum(values) / len(values) if values else None
 
 
 def _summarise(name: str, counts: _Counts) -> LayerRouting:
-    num_experts = len(counts.picks_E)
+    num_experts = counts.num_experts
     tokens = int(counts.tokens)
     picks = counts.picks_E.tolist()
     load = tuple(n / max(tokens * counts.top_k, 1) for n in picks)
@@ -116,5 +128,5 @@ def _summarise(name: str, counts: _Counts) -> LayerRouting:
         entropy=-math.fsum(share * math.log(share) for share in load if share > 0) / log_experts,
         token_entropy=float(counts.entropy) / max(tokens, 1) / log_experts,
         balance=num_experts * math.fsum(f * p for f, p in zip(load, probability, strict=True)),
-        dead_experts=tuple(e for e, share in enumerate(load) if share * num_experts < DEAD_SHARE) if tokens else (),
+        dead_experts=tuple(e for e, share in enumerate(load) if share * num_experts < DEAD_SHARE),
     )

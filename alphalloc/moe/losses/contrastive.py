@@ -96,9 +96,10 @@ def expert_contrast(
     Raises AdapterError for an unknown form.
     """
     index_N, valid_N = sample_tokens(hidden_TR.shape[0], max_tokens, seed, hidden_TR.device, mask_T)
+    rank = hidden_TR.shape[-1] // num_experts
     precise = torch.promote_types(hidden_TR.dtype, torch.float32)
     with torch.autocast(device_type=hidden_TR.device.type, enabled=False):
-        hidden_NEr = hidden_TR[index_N].to(precise).view(len(index_N), num_experts, -1)
+        hidden_NEr = hidden_TR[index_N].to(precise).view(len(index_N), num_experts, rank)
         chosen_NK = chosen_TK[index_N]
         chosen_NE = torch.zeros(hidden_NEr.shape[:2], dtype=torch.bool, device=index_N.device)
         chosen_NE = chosen_NE.scatter(-1, chosen_NK, True)
