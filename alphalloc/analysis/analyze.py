@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,9 @@ from typing import Any, Literal
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
 from alphalloc.alphas import LayerAlpha, MatrixAlpha, ModelAlphas, SkippedMatrix, fill_median, layer_alphas
 from alphalloc.analysis.cache import SpectraCache
-from alphalloc.analysis.progress import Progress
+from alphalloc.analysis.plan import Plan, make_plan
+from alphalloc.analysis.progress import Meter, Progress
+from alphalloc.analysis.slabs import by_slabs
 from alphalloc.backends import run_local
 from alphalloc.checkpoint import Checkpoint, WeightMatrix, open_checkpoint
 from alphalloc.errors import (
@@ -27,7 +30,7 @@ from alphalloc.errors import (
 from alphalloc.fits import FITS, PowerLawFit
 from alphalloc.fits.power_law import degenerate
 from alphalloc.spectra import ESD, esd, spectral_metrics
-from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE
+from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE, has_torch
 
 Fit = Callable[..., PowerLawFit]
 
@@ -47,6 +50,7 @@ def analyze(
     fill: Literal["median"] | None = None,
     strict: bool = False,
     workers: int | None = None,
+    memory: int | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelAlphas:
     """Return the power-law alpha of every weight matrix in the blocks of ``model``, and their layer means.
@@ -54,15 +58,17 @@ def analyze(
     ``model``: a checkpoint file or folder, a hub id, an ``nn.Module`` or a state dict; weights are read one matrix at a
     time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the
     estimator of that name. ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern``
-    overrides how block indices are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean). ``cache``: keep spectra on
-    disk (True: the user's cache folder; a path: that folder). ``fill="median"`` gives a layer without any valid alpha
+    overrides how block indices are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean).
+    ``cache``: keep spectra on disk (True: the user's cache folder; a path: that folder), each as soon as it is known,
+    so that a run that was killed goes on where it stopped. ``fill="median"`` gives a layer without any valid alpha
     the median of the others. ``strict``: a skipped block matrix or one without an alpha raises. ``workers``: threads,
-    default one a core. ``progress`` is called after every matrix.
+    default one a core. ``memory``: what matrices may take, in bytes or as "8GiB"; measured free memory when None (see
+    ``plan.make_plan``, which decides what is computed at once). ``progress`` is called after every matrix.
 
     Layer mean: unweighted over the layer's matrices (AlphaLoRA, arXiv 2410.10054). All arithmetic is float64.
 
     Raises a CheckpointError when the weights cannot be read, UnknownEstimatorError, DeviceError, NothingToAnalyzeError,
-    StrictError, or SpectrumCheckError when the eigensolver contradicts itself.
+    MemoryBudgetError, StrictError, or SpectrumCheckError when the eigensolver contradicts itself.
     """
     fit = _fit_function(estimator, hill_fraction)
     notes = _device_notes(device)
@@ -72,8 +78,9 @@ def analyze(
     )
     if not checkpoint.matrices:
         raise NothingToAnalyzeError(_nothing_message(checkpoint))
+    plan = make_plan(checkpoint, memory=memory, workers=workers)
     store = _open_cache(cache, checkpoint)
-    matrices = _matrix_alphas(checkpoint.matrices, partial(_measure, fit, estimator, store), workers, progress)
+    matrices = _matrix_alphas(checkpoint.matrices, plan, fit, estimator, store, progress)
     layers = layer_alphas(matrices)
     if strict:
         _require_clean(matrices)
@@ -134,57 +141,58 @@ def _open_cache(cache: bool | str | os.PathLike[str], checkpoint: Checkpoint) ->
     return store
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a worker answers: the alpha, and the spectrum it came from (None where there is none) if it is new."""
+
+    alpha: MatrixAlpha
+    spectrum: ESD | None
+    cached: bool
+
+
 def _matrix_alphas(
     matrices: tuple[WeightMatrix, ...],
-    measure: Callable[[WeightMatrix], MatrixAlpha],
-    workers: int | None,
+    plan: Plan,
+    fit: Fit,
+    estimator: str,
+    store: SpectraCache | None,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[MatrixAlpha, ...]:
-    """Measure every matrix, the costly ones first so that no core idles at the end; answer in the given order."""
-    order = sorted(range(len(matrices)), key=lambda i: (-_cost(matrices[i]), i))
-    pin_torch = any(min(matrix.shape) > NUMPY_MAX_SIDE for matrix in matrices) and _has_torch()
+    """Measure every matrix as planned; answer in the given order.
+
+    Spectra are put into the cache here and not by the workers: after an interrupt the one BLAS thread a task is not
+    warranted any more, and nothing that still runs then may be kept.
+    """
     results: list[MatrixAlpha | None] = [None] * len(matrices)
-    bytes_total, bytes_done = sum(matrix.nbytes for matrix in matrices), 0
-    done = run_local(measure, [matrices[i] for i in order], workers=workers, pin_torch=pin_torch)
-    for count, (position, result) in enumerate(done, start=1):
-        matrix = matrices[order[position]]
-        results[order[position]] = result
-        bytes_done += matrix.nbytes
-        if progress is not None:
-            progress(Progress(count, len(matrices), bytes_done, bytes_total, matrix.name))
+    meter = Meter(matrices)
+    for stage in plan.stages:
+        slabs = {position for batch in stage.batches if batch.by_slabs for position in batch.positions}
+        large = any(batch.side > NUMPY_MAX_SIDE for batch in stage.batches)
+        tasks = [(matrices[position], position in slabs) for position in stage.positions]
+        measure = partial(_measure, fit, estimator, store)
+        for done, found in run_local(measure, tasks, workers=stage.workers, pin_torch=large and has_torch()):
+            matrix = tasks[done][0]
+            results[stage.positions[done]] = found.alpha
+            if store is not None and found.spectrum is not None and not found.cached:
+                store.put(matrix, found.spectrum)
+            if progress is not None:
+                progress(meter.step(matrix, cached=found.cached))
+    if store is not None and store.num_put:
+        store.prune()
     return tuple(result for result in results if result is not None)
 
 
-def _cost(matrix: WeightMatrix) -> float:
-    side, length = sorted(matrix.shape)
-    return float(side) ** 2 * length + 4.0 * float(side) ** 3  # Gram + reduction, in multiply-adds
-
-
-def _has_torch() -> bool:
+def _measure(fit: Fit, estimator: str, store: SpectraCache | None, task: tuple[WeightMatrix, bool]) -> _Measured:
+    matrix, slabs = task
     try:
-        import torch  # noqa: F401  (asked for its presence alone)
-    except ImportError:
-        return False
-    return True
-
-
-def _measure(fit: Fit, estimator: str, store: SpectraCache | None, matrix: WeightMatrix) -> MatrixAlpha:
-    try:
-        spectrum = _spectrum(store, matrix)
+        kept = store.get(matrix) if store is not None else None
+        spectrum = kept if kept is not None else esd(by_slabs(matrix) if slabs else matrix.load())
     except NonFiniteWeightError as exc:
-        return _matrix_alpha(matrix, None, degenerate(estimator, "non_finite", str(exc)))
+        none = _matrix_alpha(matrix, None, degenerate(estimator, "non_finite", str(exc)))
+        return _Measured(none, None, cached=False)
     except SpectrumCheckError as exc:
         raise SpectrumCheckError(f"{matrix.name}: {exc}") from exc
-    return _matrix_alpha(matrix, spectrum, fit(spectrum.eigs))
-
-
-def _spectrum(store: SpectraCache | None, matrix: WeightMatrix) -> ESD:
-    if store is not None and (kept := store.get(matrix)) is not None:
-        return kept
-    spectrum = esd(matrix.load())
-    if store is not None:
-        store.put(matrix, spectrum)
-    return spectrum
+    return _Measured(_matrix_alpha(matrix, spectrum, fit(spectrum.eigs)), spectrum, cached=kept is not None)
 
 
 def _matrix_alpha(matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit) -> MatrixAlpha:

@@ -1,31 +1,44 @@
 """Spectra kept by content, so that another estimator or budget needs no second reading of the weights.
 
-The key of a matrix is the SHA-256 of its file + tensor name + shape + transform version + numerics versions. A file is
-hashed once and remembered by path, size, modification time and inode. An entry carries its own digest: a damaged one
-is recomputed. Entries are written atomically, so several processes may share a cache.
+The key of a matrix is the SHA-256 of its file + tensor name + shape + transform version + numerics (library versions,
+BLAS kernels, one thread). A file of the hub's cache is named by its SHA-256 already; any other is hashed once and
+remembered by path, size, modification time and inode. An entry carries its own digest: a damaged one is recomputed.
+Entries are renamed into place, so several processes may share a cache. It is bounded: the entries used longest ago go
+first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+from threadpoolctl import threadpool_info
 
+from alphalloc.backends import run_local
 from alphalloc.checkpoint.matrices import WeightMatrix
-from alphalloc.documents import write_atomic
+from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE
 from alphalloc.spectra.esd import ESD
 
-TRANSFORM_VERSION = 1  # raise it when reading or spectra change any bit of a result
+TRANSFORM_VERSION = 2  # raise it when reading or spectra change any bit of a result
+MAX_BYTES = 2 * 2**30  # chosen here: 65,000 spectra of 4096 eigenvalues, or 290 models of 7 billion parameters
+ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 _MAGIC = b"ALPHALLOC-ESD-1\n"
 _HEADER = struct.Struct("<qqqd")  # rows, cols, num_zero, frobenius_norm
 _DIGEST = 32
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def default_folder() -> Path:
@@ -33,64 +46,136 @@ def default_folder() -> Path:
     return Path(platformdirs.user_cache_dir("alphalloc"))
 
 
-class SpectraCache:
-    """A folder of spectra; ``get`` and ``put`` by weight matrix. ``warnings`` says what went wrong with the disk."""
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a cache holds: its folder, spectra and their bytes, remembered file hashes, and the bound on the bytes."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    folder: Path
+    num_spectra: int
+    nbytes: int
+    num_files: int
+    max_bytes: int
+
+
+class SpectraCache:
+    """A folder of spectra; ``get`` and ``put`` by weight matrix. ``warnings`` says what went wrong with the disk.
+
+    ``num_put`` counts what was stored; ``variant`` names what is kept when it is not the spectrum of the whole matrix.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, *, max_bytes: int = MAX_BYTES, variant: str = ""
+    ) -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
+        self.max_bytes = max_bytes
+        self.variant = variant
         self.warnings: list[str] = []
+        self.num_put = 0
         self._file_digests: dict[str, str] = {}
 
     def get(self, matrix: WeightMatrix) -> ESD | None:
         """Return the stored spectrum, or None when there is none or the entry is damaged."""
         path = self._entry(matrix)
+        if path is None:
+            return None
         try:
-            return None if path is None else _decode(path.read_bytes())
+            spectrum = _decode(path.read_bytes())
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):  # a cache that may only be read is still a cache
+            os.utime(path)  # "used now": what prune goes by
+        return spectrum
 
     def put(self, matrix: WeightMatrix, spectrum: ESD) -> None:
         """Store the spectrum. A disk that refuses leaves the cache valid and adds one warning."""
         path = self._entry(matrix)
-        if path is None:
-            return
-        try:
-            write_atomic(path, _encode(spectrum))
-        except OSError as exc:
-            self._warn_once(f"the spectra cache at {self.folder} cannot be written ({exc.strerror}); nothing is lost")
+        if path is not None:
+            self._write(path, _encode(spectrum))
+            self.num_put += 1
 
     def digest_files(self, matrices: tuple[WeightMatrix, ...]) -> None:
         """Hash the files the matrices lie in (or recall their hashes), before worker threads need them."""
-        for source in sorted({matrix.source for matrix in matrices}):
-            path = Path(source)
-            if path.is_file():
-                self._file_digests[source] = self._file_digest(path)
+        files = [source for source in sorted({matrix.source for matrix in matrices}) if Path(source).is_file()]
+        for position, digest in run_local(self._file_digest, [Path(source) for source in files]):
+            self._file_digests[files[position]] = digest
+
+    def info(self) -> CacheInfo:
+        """Return what the folder holds now."""
+        entries = list(self._entries())
+        notes = list((self.folder / "files").glob("*.json"))
+        return CacheInfo(self.folder, len(entries), sum(size for _, size, _ in entries), len(notes), self.max_bytes)
+
+    def prune(self, max_bytes: int | None = None) -> tuple[int, int]:
+        """Delete the spectra used longest ago until at most ``max_bytes`` (default: the bound) are left.
+
+        Also what killed processes left behind, and with ``max_bytes`` 0 the remembered hashes of files. Returns how
+        many spectra and bytes went. Safe beside running analyses: a spectrum that goes is computed again.
+        """
+        bound = self.max_bytes if max_bytes is None else max_bytes
+        entries = sorted(self._entries(), key=lambda entry: (entry[2], entry[0]))
+        left, gone, freed = sum(size for _, size, _ in entries), 0, 0
+        for path, size, _ in entries:
+            if left <= bound:
+                break
+            with contextlib.suppress(OSError):  # another process may be pruning too
+                path.unlink()
+                gone, freed = gone + 1, freed + size
+            left -= size
+        old = time.time() - ABANDONED_SECONDS
+        forgotten = [] if bound else (self.folder / "files").glob("*.json")
+        for path in (*self.folder.glob("*/**/*.tmp"), *forgotten):
+            with contextlib.suppress(OSError):
+                if path.suffix != ".tmp" or path.stat().st_mtime < old:
+                    path.unlink()
+        return gone, freed
+
+    def _entries(self) -> Iterator[tuple[Path, int, int]]:
+        """Path, bytes and time of last use of every spectrum."""
+        for path in (self.folder / "spectra").glob("*/*.esd"):
+            with contextlib.suppress(OSError):  # pruned by another process meanwhile
+                status = path.stat()
+                yield path, status.st_size, status.st_mtime_ns
 
     def _entry(self, matrix: WeightMatrix) -> Path | None:
         digest = self._file_digests.get(matrix.source)
         if digest is None:  # weights in memory have no content address
             return None
-        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, _numerics_versions())
+        numerics = _numerics(min(matrix.shape) > NUMPY_MAX_SIDE)
+        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, self.variant, numerics)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
 
     def _file_digest(self, path: Path) -> str:
+        real = path.resolve()
+        if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+            return real.name  # the hub's cache names large files by their SHA-256
         status = path.stat()
-        identity = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino))
+        identity = repr((str(real), status.st_size, status.st_mtime_ns, status.st_ino))
         note = self.folder / "files" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
         try:
             digest = json.loads(note.read_text())["sha256"]
-            if isinstance(digest, str) and len(digest) == 64:
+            if isinstance(digest, str) and _SHA256.fullmatch(digest):
                 return digest
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not hashed before, or a damaged note: hash it now
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self._write(note, json.dumps({"path": str(path), "sha256": digest}).encode())
+        return digest
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Rename a finished file into place. Not flushed to disk: after a power cut the digest tells a torn entry."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
-            write_atomic(note, json.dumps({"path": str(path), "sha256": digest}))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         except OSError as exc:
             self._warn_once(f"the spectra cache at {self.folder} cannot be written ({exc.strerror}); nothing is lost")
-        return digest
 
     def _warn_once(self, message: str) -> None:
         if message not in self.warnings:
@@ -98,9 +183,20 @@ class SpectraCache:
 
 
 @cache
-def _numerics_versions() -> tuple[str, ...]:
-    """Other releases may round the last bits otherwise."""
-    return tuple(f"{name} {version(name)}" for name in ("numpy", "scipy", "ml_dtypes"))
+def _numerics(large: bool) -> tuple[str, ...]:
+    """What decides the last bits: releases and BLAS kernels; torch only where it may take the ``large`` matrices."""
+    import scipy.linalg.cython_blas  # noqa: F401  (loads the BLAS that is asked about below)
+
+    names = ("numpy", "scipy", "ml_dtypes", "gguf", *(("torch",) if large else ()))
+    kernels = {str(pool.get("architecture")) for pool in threadpool_info() if pool["user_api"] == "blas"}
+    return (*(f"{name} {_version(name)}" for name in names), *sorted(kernels - {"None"}), "1 thread")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _encode(spectrum: ESD) -> bytes:

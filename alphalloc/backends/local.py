@@ -20,7 +20,10 @@ def run_local(
 
     ``workers`` threads (default: the cores this process may use) share the tasks; LAPACK and BLAS release the
     interpreter lock. Each task gets one BLAS thread, so that results do not depend on the number of cores;
-    ``pin_torch`` does the same for torch when tasks will use it. The first exception of a task stops the rest and is raised here.
+    ``pin_torch`` does the same for torch when tasks will use it.
+
+    The first exception of a task is raised here. After it, after an interrupt (Ctrl-C) and when the caller stops
+    taking results, no task is started any more; those already running end in the background, their results dropped.
     """
     executor = ThreadPoolExecutor(workers or available_cores(), "alphalloc", initializer=_pin if pin_torch else None)
     with threadpool_limits(1):
@@ -29,7 +32,7 @@ def run_local(
             for future in as_completed(positions):
                 yield positions[future], future.result()
         finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def available_cores() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,11 @@ def eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.linalg.eigvalsh(matrix, UPLO="L"), dtype=np.float64)
     except np.linalg.LinAlgError as exc:
         raise SpectrumCheckError(f"the eigensolver did not converge on a {len(matrix)}-sided matrix: {exc}") from exc
+
+
+def has_torch() -> bool:
+    """Whether torch is installed, which takes the large matrices; it is not imported by asking."""
+    return find_spec("torch") is not None
 
 
 def _torch_eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
