@@ -38,8 +38,13 @@ def best_tail(spectrum: Spectrum, candidates: NDArray[np.intp], *, tolerance: fl
 def some_tail_below(spectrum: Spectrum, candidates: NDArray[np.intp], limit: float) -> bool:
     """Return whether a candidate's D lies below ``limit``: ``best_tail`` with an end as soon as the answer is known."""
     live = _Live(spectrum, candidates)
-    live.drop_above(float(np.nextafter(limit, -np.inf)))
-    return any(distance < limit for _, distance in live.by_bound())
+    below = float(np.nextafter(limit, -np.inf))
+    live.drop_above(below)
+    for _, distance in live.by_bound():
+        if distance < limit:
+            return True
+        live.drop_above(below)
+    return False
 
 
 class _Live:
@@ -59,18 +64,17 @@ class _Live:
             self._raise_bounds(slice(None), self.logs[self.indices + offsets], offsets)
 
     def by_bound(self) -> Iterator[tuple[int, float]]:
-        """Yield (index, D), the candidate with the lowest bound next, until none is left."""
+        """Yield (index, D), the candidate with the lowest bound next, until ``drop_above`` has left none."""
         while len(self.indices):
             first = int(self.bounds.argmin())
             index, alpha = int(self.indices[first]), float(self.alphas[first])
             tail = self.logs[index:]
             deviations = tail_deviations(tail, float(tail[0]), alpha)
-            self.bounds[first] = np.inf
+            self.bounds[first] = np.inf  # leaves with the next drop_above
             largest, smallest = int(deviations.argmax()), int(deviations.argmin())
             self._look_at(index + largest)
             self._look_at(index + smallest)
             yield index, float(max(deviations[largest], -deviations[smallest]))
-            self.drop_above(np.finfo(np.float64).max)
 
     def drop_above(self, limit: float) -> None:
         """Forget the candidates whose bound exceeds ``limit``."""
