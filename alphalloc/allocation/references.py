@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from typing import Annotated, Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -52,6 +52,11 @@ class AnalysisRef(Frozen):
     estimator: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("settings")
+    @classmethod
+    def _whole_numbers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {name: whole_numbers(value) for name, value in settings.items()}
+
 
 class LayerRef(Frozen):
     """A block: its index in its stack, and the stack (empty for a model with one; else such as "encoder")."""
@@ -81,6 +86,15 @@ class LayerScores(Protocol):
     def analysis_ref(self) -> AnalysisRef | None: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+
+
+def whole_numbers(value: Any) -> Any:
+    """Return ``value`` with 2.0 written 2, in lists too: programs differ in how they write it, and an id must not."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, (list, tuple)):
+        return [whole_numbers(item) for item in value]
+    return value
 
 
 @cache

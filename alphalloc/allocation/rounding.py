@@ -11,28 +11,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from alphalloc.allocation.grouped import Groups, grouped_remainder
 from alphalloc.allocation.shares import Shares, clamped_shares
 from alphalloc.errors import InfeasibleBudgetError, InvalidParameterError, InvalidScoresError, UnknownRoundingError
 
-Rounding = Callable[[Sequence[float], int, Sequence[int], Sequence[int]], tuple[int, ...]]
+Rounding = Callable[[Sequence[float], int, Sequence[int], Sequence[int], Groups], tuple[int, ...]]
 
 
-def largest_remainder(weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int]) -> tuple[int, ...]:
+def largest_remainder(
+    weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int], groups: Groups = ()
+) -> tuple[int, ...]:
     """Return ``floor(share*)`` plus one for the largest remainders; the counts add up to ``total``.
 
     ``share*_i = clamp(c * w_i, low_i, high_i)`` with the unique ``c`` for which they add up to ``total``. The experts
     that the floors leave over go one each by (larger fraction, larger weight, lower index). So ``low_i <= n_i <=
-    high_i``, ``|n_i - share*_i| < 1``, and a larger weight never gets fewer.
+    high_i``, ``|n_i - share*_i| < 1``, and a larger weight never gets fewer. Slots of one group (positions) share a
+    count: see :mod:`alphalloc.allocation.grouped`.
 
     Raises InvalidScoresError for weights that are not positive and finite, InvalidParameterError for contradictory
     bounds and InfeasibleBudgetError when ``total`` lies outside ``[sum(low), sum(high)]``.
     """
     _check(weights, total, low, high)
+    if groups:
+        return grouped_remainder(weights, total, low, high, groups)
     return _by_remainder(weights, clamped_shares(weights, total, low, high))
 
 
 def min1_largest_remainder(
-    weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int]
+    weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int], groups: Groups = ()
 ) -> tuple[int, ...]:
     """Return ``low_i`` plus the largest-remainder share of what is left: ``n = low + LR(total - sum(low))``.
 
@@ -45,7 +51,7 @@ def min1_largest_remainder(
             "rounding 'min1_largest_remainder' needs min_experts >= 1, found 0: with 0 it is 'largest_remainder'"
         )
     room = [hi - lo for lo, hi in zip(low, high, strict=True)]
-    extra = largest_remainder(weights, total - sum(low), [0] * len(room), room)
+    extra = largest_remainder(weights, total - sum(low), [0] * len(room), room, groups)
     return tuple(lo + more for lo, more in zip(low, extra, strict=True))
 
 
@@ -74,9 +80,16 @@ def reference(weights: Sequence[float], total: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def bounded_reference(weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int]) -> tuple[int, ...]:
-    """Return :func:`reference` if it lies within the bounds, else raise InfeasibleBudgetError that names the layer."""
+def bounded_reference(
+    weights: Sequence[float], total: int, low: Sequence[int], high: Sequence[int], groups: Groups = ()
+) -> tuple[int, ...]:
+    """Return :func:`reference` if it lies within the bounds, else raise InfeasibleBudgetError that names the layer.
+
+    Raises InvalidParameterError for groups: the released code knows none.
+    """
     _check(weights, total, low, high)
+    if groups:
+        raise InvalidParameterError("rounding 'reference' knows no groups; use 'largest_remainder'")
     counts = reference(weights, total)
     for layer, (count, lo, hi) in enumerate(zip(counts, low, high, strict=True)):
         if not max(lo, 0) <= count <= hi:

@@ -5,7 +5,11 @@ A rule returns one positive weight a layer, of any scale; a rounding turns weigh
 - ``alpha_power``: ``w_i = alpha_i ** beta``. A larger alpha is a lighter tail, a less well trained layer, and gets more
   experts. AlphaLoRA (arXiv 2410.10054), beta 2.5, published for the estimator ``xmin_peak_reference``; the shares of
   ``xmin_peak_robust`` are milder for the same beta.
+- ``linear``: the scores mapped linearly to [1 - eps, 1 + eps]. AlphaPruning (arXiv 2410.10912), eps 0.3; TempBalance
+  (arXiv 2312.00359) has 0.5.
+- ``softmax``: ``w_i = exp(score_i / temperature)``; temperature 1 is chosen here.
 - ``uniform``: ``w_i = 1``.
+- ``explicit:[a,b,...]``: the counts themselves, one a layer; no rounding takes part.
 - ``mola_*`` and ``pattern:a,b,c,...``: MoLA's patterns over the depth (arXiv 2402.08562): layer ``i`` of ``L`` has
   weight ``pattern[floor(len(pattern) * i / L)]``. Published for depths that the pattern's length
   divides; the formula for the others is chosen here.
@@ -28,7 +32,8 @@ class Rule:
     """One way from scores to weights.
 
     ``parameters`` maps each setting to its default; ``weights(scores, **parameters)`` does the work and raises
-    InvalidParameterError for a setting out of range. ``uses_scores`` is False for rules that only count layers.
+    InvalidParameterError for a setting out of range. ``uses_scores`` is False for rules that only count layers;
+    ``needs_positive`` says that scores must be positive. ``inline`` names the setting that a colon may introduce.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Rule:
     uses_scores: bool
     weights: Callable[..., Weights] = field(repr=False)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    needs_positive: bool = False
+    inline: str | None = None
 
 
 def alpha_power(scores: Sequence[float], *, beta: float = 2.5) -> Weights:
@@ -52,6 +59,43 @@ def alpha_power(scores: Sequence[float], *, beta: float = 2.5) -> Weights:
             f"{max(scores)}: use a beta nearer to 0 (published: 2 to 4)"
         )
     return weights
+
+
+def linear(scores: Sequence[float], *, eps: float = 0.3) -> Weights:
+    """Return ``w_i = 1 - eps + 2 eps (score_i - min) / (max - min)``; 1 everywhere when all scores are equal."""
+    half_width = _number("eps", eps)
+    if not 0 < half_width < 1:
+        raise InvalidParameterError(f"eps must lie between 0 and 1, found {eps!r}")
+    least, span = min(scores), max(scores) - min(scores)
+    if span == 0 or not math.isfinite(span):
+        return (1.0,) * len(scores)
+    return tuple(1 - half_width + 2 * half_width * ((score - least) / span) for score in scores)
+
+
+def softmax(scores: Sequence[float], *, temperature: float = 1.0) -> Weights:
+    """Return ``w_i = exp((score_i - max) / temperature)``, which has the proportions of ``exp(score_i /
+    temperature)``."""
+    scale = _number("temperature", temperature)
+    if scale <= 0:
+        raise InvalidParameterError(f"temperature must be positive, found {temperature!r}")
+    weights = tuple(math.exp(max((score - max(scores)) / scale, -1e6)) for score in scores)
+    if min(weights) <= 0:
+        raise InvalidParameterError(
+            f"the softmax of scores from {min(scores)} to {max(scores)} vanishes at temperature {temperature}: raise it"
+        )
+    return weights
+
+
+def explicit(scores: Sequence[float], *, counts: Sequence[int]) -> Weights:
+    """Return the counts as they are, one a layer of ``scores``."""
+    if isinstance(counts, str) or not isinstance(counts, Sequence):
+        raise InvalidParameterError(f"counts must be a list of whole numbers, found {counts!r}")
+    if len(counts) != len(scores):
+        raise InvalidParameterError(f"{len(counts)} explicit counts do not fit {len(scores)} layers: give one a layer")
+    wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
+    if wrong:
+        raise InvalidParameterError(f"explicit counts must be whole numbers and not negative, found {wrong[0]!r}")
+    return tuple(float(count) for count in counts)
 
 
 def uniform(scores: Sequence[float]) -> Weights:
@@ -97,6 +141,23 @@ _ALL = (
         uses_scores=True,
         weights=alpha_power,
         parameters={"beta": 2.5},
+        needs_positive=True,
+    ),
+    Rule(
+        name="linear",
+        summary="scores mapped linearly to weights from 1 - eps to 1 + eps",
+        source="AlphaPruning, arXiv 2410.10912; TempBalance, arXiv 2312.00359",
+        uses_scores=True,
+        weights=linear,
+        parameters={"eps": 0.3},
+    ),
+    Rule(
+        name="softmax",
+        summary="weights exp(score / temperature)",
+        source="chosen here",
+        uses_scores=True,
+        weights=softmax,
+        parameters={"temperature": 1.0},
     ),
     Rule(
         name="uniform",
@@ -117,6 +178,16 @@ _ALL = (
         uses_scores=False,
         weights=depth_pattern,
         parameters={"pattern": None},
+        inline="pattern",
+    ),
+    Rule(
+        name="explicit",
+        summary="the counts as given, one a layer, as in 'explicit:[5,5,3]'",
+        source="by hand",
+        uses_scores=False,
+        weights=explicit,
+        parameters={"counts": None},
+        inline="counts",
     ),
 )
 
@@ -134,9 +205,9 @@ def parse_rule(text: str) -> tuple[Rule, dict[str, Any]]:
     rule = RULES[name]
     if not colon:
         return rule, {}
-    if name != "pattern":
+    if rule.inline is None:
         raise InvalidParameterError(f"rule {name!r} takes nothing after a colon, found {text!r}")
-    return rule, {"pattern": _numbers(name, rest)}
+    return rule, {rule.inline: _numbers(name, rest)}
 
 
 def rule_settings(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,12 +219,15 @@ def rule_settings(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**rule.parameters, **given}
     missing = [name for name, default in rule.parameters.items() if default is None and settings[name] is None]
     if missing:
-        raise InvalidParameterError(f"rule {rule.name!r} needs {missing[0]}, as in 'pattern:8,6,4,2'")
+        raise InvalidParameterError(f"rule {rule.name!r} needs {missing[0]}, as in '{rule.name}:8,6,4,2'")
     return settings
 
 
-def checked_scores(scores: Sequence[float], *, what: str = "alpha") -> Weights:
-    """Return ``scores`` as a tuple of floats; InvalidScoresError when empty, NaN, infinite, zero or negative."""
+def checked_scores(scores: Sequence[float], *, what: str = "alpha", positive: bool = True) -> Weights:
+    """Return ``scores`` as a tuple of floats.
+
+    Raises InvalidScoresError when empty, NaN or infinite and, where ``positive``, when zero or negative.
+    """
     if (
         isinstance(scores, (str, bytes, Mapping))
         or not hasattr(scores, "__len__")
@@ -162,14 +236,15 @@ def checked_scores(scores: Sequence[float], *, what: str = "alpha") -> Weights:
         raise InvalidScoresError(f"expected a list of numbers, one {what} a layer, found {type(scores).__name__}")
     if len(scores) == 0:
         raise InvalidScoresError(f"expected one {what} a layer, found an empty list")
-    return tuple(_score(layer, scores[layer], what) for layer in range(len(scores)))
+    return tuple(_score(layer, scores[layer], what, positive) for layer in range(len(scores)))
 
 
-def _score(layer: int, value: Any, what: str) -> float:
+def _score(layer: int, value: Any, what: str, positive: bool) -> float:
     number = _as_float(value)
-    if number is None or not math.isfinite(number) or number <= 0:
+    if number is None or not math.isfinite(number) or (positive and number <= 0):
+        kind = "positive finite" if positive else "finite"
         raise InvalidScoresError(
-            f"layer {layer}: {what} must be a positive finite number, found {value!r}; "
+            f"layer {layer}: {what} must be a {kind} number, found {value!r}; "
             "leave the layer out or give it the mean of its neighbours"
         )
     return number

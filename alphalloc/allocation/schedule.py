@@ -14,31 +14,52 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from alphalloc.allocation.checks import check_bounds, check_modules, check_ranks
+from alphalloc.allocation.constraints import Constraints
+from alphalloc.allocation.handwritten import as_edited, comma_numbers, listed, validation_message, whole
+from alphalloc.allocation.parts import (
+    AdapterRef,
+    Bounds,
+    BudgetRef,
+    Confidence,
+    LayerAllocation,
+    Level,
+    ModuleAllocation,
+    RankBounds,
+    RuleRef,
+    SignalRef,
+    Totals,
+    without_silent,
+)
 from alphalloc.allocation.references import (
     AnalysisRef,
-    Count,
     CreatedBy,
     Frozen,
     LayerRef,
     LayerScores,
     ModelRef,
-    Number,
     Positive,
 )
+from alphalloc.allocation.slots import Slot
 from alphalloc.documents import content_id, parse_document, pretty_json, read_document, write_atomic
 from alphalloc.errors import DocumentError
 
 __all__ = [
+    "AdapterRef",
     "AnalysisRef",
     "Bounds",
     "BudgetRef",
+    "Confidence",
     "CreatedBy",
     "ExpertSchedule",
     "LayerAllocation",
     "LayerRef",
     "LayerScores",
     "ModelRef",
+    "ModuleAllocation",
+    "RankBounds",
     "RuleRef",
+    "SignalRef",
     "Totals",
     "schedule_schema",
 ]
@@ -49,58 +70,12 @@ ID_PREFIX = "al_"
 NOT_HASHED = ("id", "created_by", "warnings")
 
 
-class LayerAllocation(Frozen):
-    """What one layer gets. ``alpha`` is the exponent behind the decision, null where there was none."""
-
-    layer: Count
-    stack: str = ""
-    alpha: Number | None = None
-    num_experts: Count
-    top_k: Count
-
-
-class RuleRef(Frozen):
-    """The rule and its settings."""
-
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-class BudgetRef(Frozen):
-    """The budget: ``total`` in ``unit``."""
-
-    unit: str = "experts"
-    total: Count
-
-
-class Bounds(Frozen):
-    """The least and the most experts a layer may get; no upper bound when ``max_experts`` is null."""
-
-    min_experts: Count = 1
-    max_experts: Count | None = None
-
-
-class Totals(Frozen):
-    """Sums over the layers, for readers in a hurry."""
-
-    num_layers: Positive
-    num_experts: Count
-    fewest_experts: Count
-    most_experts: Count
-
-    @classmethod
-    def of(cls, counts: Sequence[int]) -> Totals:
-        """Return the totals of these counts."""
-        return cls(
-            num_layers=len(counts), num_experts=sum(counts), fewest_experts=min(counts), most_experts=max(counts)
-        )
-
-
 class ExpertSchedule(Frozen):
     """How many experts, and how many active ones a token, each layer gets, and why.
 
-    Built by :func:`alphalloc.allocation.allocate` or, by hand, with :meth:`from_counts`. Without an ``id`` it is
-    stamped with that of its content; with one, the two must agree.
+    Built by :func:`alphalloc.allocation.allocate` or :func:`~alphalloc.allocation.allocate_ranks`, or, by hand, with
+    :meth:`from_counts`. Without an ``id`` it is stamped with that of its content; with one, the two must agree. With
+    ``level`` "module" each target module has its own count, in ``layers[i].modules``.
     """
 
     kind: Literal["LoRAExpertSchedule"] = KIND
@@ -114,13 +89,19 @@ class ExpertSchedule(Frozen):
     budget: BudgetRef
     bounds: Bounds
     max_top_k: Positive
+    level: Level = "layer"
+    signal: SignalRef | None = None
+    constraints: Constraints | None = None
+    adapter: AdapterRef | None = None
+    rank_bounds: RankBounds | None = None
+    confidence: Confidence | None = None
     layers: tuple[LayerAllocation, ...] = Field(min_length=1)
     totals: Totals
     warnings: tuple[str, ...] = ()
 
     @property
     def num_experts(self) -> tuple[int, ...]:
-        """Experts of each layer, in order."""
+        """Experts of each layer, in order; with level "module" the sum over its modules."""
         return tuple(layer.num_experts for layer in self.layers)
 
     @property
@@ -132,6 +113,25 @@ class ExpertSchedule(Frozen):
     def alphas(self) -> tuple[float | None, ...]:
         """The alpha of each layer, None where there was none."""
         return tuple(layer.alpha for layer in self.layers)
+
+    @property
+    def ranks(self) -> tuple[int | None, ...]:
+        """The LoRA rank of each layer's experts, None where the trainer's own holds."""
+        return tuple(layer.rank for layer in self.layers)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What was given experts: the layers, or their modules."""
+        if self.level == "layer":
+            return tuple(Slot(layer.layer, layer.stack) for layer in self.layers)
+        return tuple(Slot(layer.layer, layer.stack, module.role) for layer in self.layers for module in layer.modules)
+
+    @property
+    def slot_entries(self) -> tuple[LayerAllocation | ModuleAllocation, ...]:
+        """The entry of each slot, in the order of ``slots``."""
+        if self.level == "layer":
+            return self.layers
+        return tuple(module for layer in self.layers for module in layer.modules)
 
     @classmethod
     def from_counts(
@@ -147,14 +147,14 @@ class ExpertSchedule(Frozen):
         ``top_k`` is one number, cut to each layer's experts, or one a layer. Raises DocumentError when the numbers
         do not make a schedule (empty, negative, not whole, more active experts than experts).
         """
-        counts = [_whole(count, f"num_experts of layer {i}") for i, count in enumerate(_listed(num_experts))]
+        counts = [whole(count, f"num_experts of layer {i}") for i, count in enumerate(listed(num_experts))]
         if not counts:
             raise DocumentError("expected the experts of at least one layer, found an empty list")
         if hasattr(top_k, "__index__"):
-            most_active = _whole(top_k, "top_k")
+            most_active = whole(top_k, "top_k")
             active = [min(most_active, count) for count in counts]
         else:
-            active = [_whole(k, f"top_k of layer {i}") for i, k in enumerate(_listed(top_k))]
+            active = [whole(k, f"top_k of layer {i}") for i, k in enumerate(listed(top_k))]
             most_active = max(1, *active)
         refs = [LayerRef(layer=i) for i in range(len(counts))] if layer_refs is None else list(layer_refs)
         if not len(counts) == len(active) == len(refs):
@@ -173,9 +173,45 @@ class ExpertSchedule(Frozen):
             model=model,
         )
 
+    @classmethod
+    def from_comma_strings(
+        cls, num_experts: str, top_k: str | int = 2, lora_r: str | None = None, *, model: ModelRef | None = None
+    ) -> ExpertSchedule:
+        """Return the schedule in MoLA's and AlphaLoRA's notation: ``from_comma_strings("1,3,5", "1,2,2", "8,8,8")``.
+
+        ``top_k`` is a string of numbers, one a layer, or one number for all, cut to each layer's experts; ``lora_r``
+        gives the rank of each layer's experts. Raises DocumentError when a string holds anything but whole numbers or
+        their lengths differ.
+        """
+        counts = comma_numbers("num_experts", num_experts)
+        active = top_k if isinstance(top_k, int) else comma_numbers("top_k", top_k)
+        if isinstance(active, list) and len(active) == 1:
+            active = active[0]
+        schedule = cls.from_counts(counts, top_k=active, model=model)
+        if lora_r is None:
+            return schedule
+        ranks = comma_numbers("lora_r", lora_r)
+        if len(ranks) == 1:
+            ranks = ranks * len(counts)
+        if len(ranks) != len(counts):
+            raise DocumentError(
+                f"lora_r has {len(ranks)} numbers, num_experts has {len(counts)}: one a layer is needed"
+            )
+        return schedule.revised(
+            layers=[layer.model_copy(update={"rank": r}) for layer, r in zip(schedule.layers, ranks, strict=True)]
+        )
+
+    def revised(self, **changes: Any) -> ExpertSchedule:
+        """Return this schedule with other fields, checked and stamped anew. Raises DocumentError if they contradict."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            return type(self)(**{**fields, "id": "", **changes})
+        except ValidationError as exc:
+            raise DocumentError(f"these changes make no schedule: {validation_message(exc)}") from exc
+
     def document(self) -> dict[str, Any]:
-        """Return the document as plain JSON values."""
-        return self.model_dump(mode="json")
+        """Return the document as plain JSON values; optional fields that say nothing are left out."""
+        return without_silent(self.model_dump(mode="json"))
 
     def to_json(self) -> str:
         """Return the document as indented JSON with sorted keys."""
@@ -205,7 +241,7 @@ class ExpertSchedule(Frozen):
     def _read(cls, raw: dict[str, Any], where: str, restamp: bool) -> ExpertSchedule:
         given = raw.get("id")
         if restamp:
-            raw = _edited(raw)
+            raw = as_edited(raw)
         elif not isinstance(given, str) or not given:
             raise DocumentError(f"{where}: the schedule has no id. {_RESTAMP}")
         elif given == content_id(ID_PREFIX, _hashed(raw)):
@@ -213,14 +249,10 @@ class ExpertSchedule(Frozen):
         try:
             return cls.model_validate({**raw, "schema_version": SCHEMA_VERSION})
         except ValidationError as exc:
-            raise DocumentError(f"{where}: not a valid schedule: {_first_errors(exc)}") from exc
+            raise DocumentError(f"{where}: not a valid schedule: {validation_message(exc)}") from exc
 
     @model_validator(mode="after")
     def _agree(self) -> ExpertSchedule:
-        refs = [(layer.stack, layer.layer) for layer in self.layers]
-        if len(set(refs)) != len(refs):
-            twice = next(ref for ref in refs if refs.count(ref) > 1)
-            raise ValueError(f"layer {twice[1]} of stack {twice[0]!r} is listed twice")
         if self.totals != Totals.of(self.num_experts):
             raise ValueError(
                 f"the layers add up to {Totals.of(self.num_experts)}, the totals say {self.totals}. {_RESTAMP}"
@@ -229,8 +261,11 @@ class ExpertSchedule(Frozen):
             raise ValueError(
                 f"the layers have {self.totals.num_experts} experts, the budget says {self.budget.total}. {_RESTAMP}"
             )
-        for layer in self.layers:
-            _check_layer(layer, self.bounds, self.max_top_k)
+        if self.budget.unit == "ranks" and self.budget.total != sum(entry.rank or 0 for entry in self.slot_entries):
+            raise ValueError(f"the ranks do not add up to the budget of {self.budget.total}. {_RESTAMP}")
+        check_modules(self.level, self.layers)
+        check_bounds(self.slots, self.slot_entries, self.bounds, self.constraints, self.max_top_k)
+        check_ranks(self.slots, self.slot_entries, self.rank_bounds)
         stamp = content_id(ID_PREFIX, _hashed(self.document()))
         if not self.id:
             object.__setattr__(self, "id", stamp)
@@ -253,8 +288,12 @@ def build_schedule(
     analysis: AnalysisRef | None = None,
     budget: BudgetRef | None = None,
     warnings: Sequence[str] = (),
+    **optional: Any,
 ) -> ExpertSchedule:
-    """Return the stamped schedule of these layers; the budget defaults to what the layers add up to."""
+    """Return the stamped schedule of these layers; the budget defaults to what the layers add up to.
+
+    ``optional`` holds the fields that only some schedules have.
+    """
     counts = [layer.num_experts for layer in layers]
     try:
         return ExpertSchedule(
@@ -268,9 +307,10 @@ def build_schedule(
             layers=tuple(layers),
             totals=Totals.of(counts),
             warnings=tuple(warnings),
+            **optional,
         )
     except ValidationError as exc:
-        raise DocumentError(f"these layers make no schedule: {_first_errors(exc)}") from exc
+        raise DocumentError(f"these layers make no schedule: {validation_message(exc)}") from exc
 
 
 def schedule_schema() -> dict[str, Any]:
@@ -285,51 +325,3 @@ def schedule_schema() -> dict[str, Any]:
 
 def _hashed(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in NOT_HASHED}
-
-
-def _check_layer(layer: LayerAllocation, bounds: Bounds, max_top_k: int) -> None:
-    name = f"layer {LayerRef(layer=layer.layer, stack=layer.stack)}"
-    most = layer.num_experts if bounds.max_experts is None else bounds.max_experts
-    if not bounds.min_experts <= layer.num_experts <= most:
-        raise ValueError(f"{name} has {layer.num_experts} experts, outside the bounds {bounds}")
-    if not min(1, layer.num_experts) <= layer.top_k <= min(max_top_k, layer.num_experts):
-        raise ValueError(
-            f"{name}: top_k {layer.top_k} does not fit {layer.num_experts} experts and max_top_k {max_top_k}"
-        )
-
-
-def _edited(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the document as one written by hand, after an edit: without id, its sums taken from its layers."""
-    try:
-        counts = [_whole(layer["num_experts"], "num_experts") for layer in raw["layers"]]
-        totals = Totals.of(counts).model_dump()
-        rule = {"name": "explicit", "params": {"edited_from": raw["rule"]["name"]}}
-        bounds = {"min_experts": min(counts), "max_experts": None}
-    except (KeyError, TypeError, ValueError) as exc:
-        raise DocumentError(
-            f"cannot re-stamp: layers with num_experts and a rule with a name are needed: {exc}"
-        ) from exc
-    budget = {"unit": "experts", "total": sum(counts)}
-    kept = {key: value for key, value in raw.items() if key != "id"}
-    return {**kept, "totals": totals, "rule": rule, "rounding": "none", "bounds": bounds, "budget": budget}
-
-
-def _listed(values: Any) -> Sequence[Any]:
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
-        raise DocumentError(f"expected a list of whole numbers, found {values!r}")
-    return [values[i] for i in range(len(values))]
-
-
-def _whole(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 0:
-        raise DocumentError(f"{what} must be a whole number and not negative, found {value!r}")
-    return int(value.__index__())
-
-
-def _first_errors(exc: ValidationError) -> str:
-    found = [
-        f"{'.'.join(str(part) for part in error['loc']) or 'document'}: {error['msg'].removeprefix('Value error, ')}"
-        for error in exc.errors(include_url=False, include_context=False)
-    ]
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more

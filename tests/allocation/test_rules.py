@@ -63,7 +63,7 @@ def test_every_rule_says_what_it_is_and_where_from() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        ("alpha", UnknownRuleError, r"'alpha'; there are: alpha_power, uniform, mola_triangle"),
+        ("alpha", UnknownRuleError, r"'alpha'; there are: alpha_power, linear, softmax, uniform, mola_triangle"),
         ("", UnknownRuleError, "no allocation rule is called ''"),
         (None, UnknownRuleError, "no allocation rule is called 'None'"),
         ("uniform:3", InvalidParameterError, "'uniform' takes nothing after a colon"),
