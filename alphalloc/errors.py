@@ -33,6 +33,8 @@
     ├── DocumentError                    a saved JSON document is not what it should be
     │   └── SchemaVersionError           written by a newer major version
     ├── AdapterError                     a MoE-LoRA adapter cannot be built, loaded or merged
+    ├── SettingsError                    an argument, address or environment variable makes no sense
+    ├── OutputError                      a result cannot be written where it was asked for
     └── MissingExtraError                an optional library is not installed
 
 Each class has a stable ``code`` (kebab-case) for machines. A message says what was expected, what came and what to do.
@@ -225,6 +227,18 @@ class AdapterError(AlphallocError):
     """A MoE-LoRA adapter cannot be built, loaded or merged."""
 
     code = "adapter-error"
+
+
+class SettingsError(AlphallocError):
+    """An argument, address or environment variable makes no sense."""
+
+    code = "invalid-settings"
+
+
+class OutputError(AlphallocError):
+    """A result cannot be written where it was asked for."""
+
+    code = "output"
 
 
 class MissingExtraError(AlphallocError):

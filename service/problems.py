@@ -42,6 +42,8 @@ STATUS_OF_ERROR: dict[type[errors.AlphallocError], int] = {
     errors.AllocationError: 422,
     errors.DocumentError: 422,
     errors.AdapterError: 422,
+    errors.SettingsError: 422,
+    errors.OutputError: 422,
     errors.MissingExtraError: 503,
 }
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import SettingsError
 
 from .settings import Settings
 
@@ -21,7 +21,7 @@ GRACEFUL_SECONDS = 30
 def run(settings: Settings) -> None:
     """Serve until a signal comes, finish the requests under way and return.
 
-    SIGTERM, the wish of a supervisor, ends in a normal return; SIGINT in KeyboardInterrupt. Raises AlphallocError when
+    SIGTERM, the wish of a supervisor, ends in a normal return; SIGINT in KeyboardInterrupt. Raises SettingsError when
     the address cannot be listened on, or when other machines could reach it and that was not asked for.
     """
     import uvicorn
@@ -50,14 +50,14 @@ def run(settings: Settings) -> None:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Return a listening socket at the settings' host and port. Raises AlphallocError."""
+    """Return a listening socket at the settings' host and port. Raises SettingsError."""
     where = f"{settings.host}:{settings.port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as exc:
-        raise AlphallocError(f"cannot listen on {where}: the host {settings.host!r} is not known") from exc
+        raise SettingsError(f"cannot listen on {where}: the host {settings.host!r} is not known") from exc
     if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not settings.insecure_no_auth:
-        raise AlphallocError(
+        raise SettingsError(
             f"{settings.host} can be reached by other machines and this service asks for no key; "
             "listen on 127.0.0.1, or say --insecure-no-auth"
         )
@@ -68,4 +68,4 @@ def listen(settings: Settings) -> socket.socket:
             reason = "the port is taken; choose another --port, or 0 for any free one"
         else:
             reason = exc.strerror or str(exc)
-        raise AlphallocError(f"cannot listen on {where}: {reason}") from exc
+        raise SettingsError(f"cannot listen on {where}: {reason}") from exc

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import SettingsError
 
 MAX_LAYERS = 512  # of one request; the deepest published models have about 130. Part of the API, so not a setting
 MAX_EXPERTS = 1_000_000  # of one request; chosen here, far above any adapter that could be trained
@@ -30,7 +30,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
         """Return the settings: what is ``given`` and not None, else ALPHALLOC_HOST, ALPHALLOC_PORT and
-        ALPHALLOC_MAX_BODY_BYTES, else the defaults. Raises AlphallocError for a value that cannot be used.
+        ALPHALLOC_MAX_BODY_BYTES, else the defaults. Raises SettingsError for a value that cannot be used.
         """
         source = os.environ if environ is None else environ
         found: dict[str, Any] = {}
@@ -47,4 +47,4 @@ class Settings:
 def _whole_number(variable: str, text: str, low: int, high: int) -> int:
     if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high:
         return int(text)
-    raise AlphallocError(f"{variable}: expected a whole number from {low} to {high}, found {text!r}")
+    raise SettingsError(f"{variable}: expected a whole number from {low} to {high}, found {text!r}")

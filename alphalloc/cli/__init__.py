@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import AlphallocError, SettingsError
 
 __all__ = ["main"]
 
@@ -78,7 +78,7 @@ def _check_text(argument: str) -> None:
     try:
         argument.encode("utf-8")
     except UnicodeEncodeError as exc:
-        raise AlphallocError(f"the argument {argument!a} is not valid UTF-8; rename the file or quote it") from exc
+        raise SettingsError(f"the argument {argument!a} is not valid UTF-8; rename the file or quote it") from exc
 
 
 def _show_traceback() -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from alphalloc.documents import write_atomic
-from alphalloc.errors import DocumentError
+from alphalloc.errors import OutputError
 
 
 def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Iterable[str | Path] = ()) -> None:
-    """Raise DocumentError if one of ``outputs`` (option -> path) cannot be written or would destroy an input.
+    """Raise OutputError if one of ``outputs`` (option -> path) cannot be written or would destroy an input.
 
     Checked are: two options with one path, a path that is read by the same command, a target that is not a regular
     file (a folder, a device), a parent that is no folder or may not be written to.
@@ -25,20 +25,20 @@ def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Iterable[str | 
         try:
             target = path.resolve()
             if target in taken:
-                raise DocumentError(f"{option} {path} would overwrite {taken[target]}; choose another file")
+                raise OutputError(f"{option} {path} would overwrite {taken[target]}; choose another file")
             _check_writable(option, path, target)
         except (OSError, RuntimeError) as exc:  # a name that is too long, a loop of symbolic links
-            raise DocumentError(f"{option} {path}: not a usable path: {exc}") from exc
+            raise OutputError(f"{option} {path}: not a usable path: {exc}") from exc
         taken[target] = f"what {option} writes"
 
 
 def write_outputs(documents: Mapping[Path, str]) -> None:
-    """Write each text to its path. DocumentError when the disk refuses; a file is then old or new, never half."""
+    """Write each text to its path. OutputError when the disk refuses; a file is then old or new, never half."""
     for path, text in documents.items():
         try:
             write_atomic(path, text)
         except OSError as exc:
-            raise DocumentError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+            raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def print_json(text: str) -> None:
@@ -61,19 +61,19 @@ def print_text(text: str, *, encoding: str | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise DocumentError(f"stdout cannot be written: {exc.strerror or exc}") from exc
+        raise OutputError(f"stdout cannot be written: {exc.strerror or exc}") from exc
 
 
 def _check_writable(option: str, path: Path, target: Path) -> None:
     # A rename over /dev/stdout would replace the device itself, so anything there is refused, whatever it points to.
     special = any(str(parent) in ("/dev", "/proc", "/sys") for parent in path.absolute().parents)
     if special or (path.exists() and not path.is_file()):
-        raise DocumentError(f"{option} {path}: not a regular file; give a file name (or --json to print)")
+        raise OutputError(f"{option} {path}: not a regular file; give a file name (or --json to print)")
     folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
-        raise DocumentError(f"{option} {path}: cannot be written, {folder} is not a folder")
+        raise OutputError(f"{option} {path}: cannot be written, {folder} is not a folder")
     try:
         with tempfile.TemporaryFile(dir=folder):  # asks the disk, not the permission bits, which mean nothing to root
             pass
     except OSError as exc:
-        raise DocumentError(f"{option} {path}: cannot be written, {folder}: {exc.strerror or exc}") from exc
+        raise OutputError(f"{option} {path}: cannot be written, {folder}: {exc.strerror or exc}") from exc

@@ -46,6 +46,8 @@ PINNED = {
     "DocumentError": ("invalid-document", 422),
     "SchemaVersionError": ("schema-version", 422),
     "AdapterError": ("adapter-error", 422),
+    "SettingsError": ("invalid-settings", 422),
+    "OutputError": ("output", 422),
     "MissingExtraError": ("missing-extra", 503),
 }
 

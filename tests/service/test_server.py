@@ -18,7 +18,7 @@ from alphalloc_service.server import listen
 from alphalloc_service.settings import Settings
 
 from alphalloc.allocation import allocate
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import SettingsError
 
 BODY = json.dumps({"source": {"alphas": [2.1, 2.9, 3.4]}, "budget": {"total": 15}})
 
@@ -160,7 +160,7 @@ def test_taken_port_is_a_clear_error() -> None:
 
 
 def test_other_addresses_need_to_be_asked_for() -> None:
-    with pytest.raises(AlphallocError, match=r"other machines .* --insecure-no-auth"):
+    with pytest.raises(SettingsError, match=r"other machines .* --insecure-no-auth"):
         listen(Settings(host="0.0.0.0", port=0))
     listen(Settings(host="0.0.0.0", port=0, insecure_no_auth=True)).close()
     listen(Settings(host="localhost", port=0)).close()
@@ -168,5 +168,5 @@ def test_other_addresses_need_to_be_asked_for() -> None:
 
 @pytest.mark.parametrize("host", ["no such host", "host.invalid", "a" * 300, "192.0.2.1"])
 def test_unusable_hosts(host: str) -> None:
-    with pytest.raises(AlphallocError, match="cannot listen on"):
+    with pytest.raises(SettingsError, match="cannot listen on"):
         listen(Settings(host=host, port=0, insecure_no_auth=True))

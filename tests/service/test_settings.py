@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from alphalloc_service.settings import Settings
 
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import SettingsError
 
 
 def test_defaults() -> None:
@@ -20,10 +20,10 @@ def test_order_of_precedence() -> None:
 
 @pytest.mark.parametrize("value", ["-1", "65536", "8000.0", "eight", "٨٠", "1" * 50, " 80"])
 def test_unusable_port(value: str) -> None:
-    with pytest.raises(AlphallocError, match="ALPHALLOC_PORT: expected a whole number from 0 to 65535, found"):
+    with pytest.raises(SettingsError, match="ALPHALLOC_PORT: expected a whole number from 0 to 65535, found"):
         Settings.from_environment({"ALPHALLOC_PORT": value})
 
 
 def test_unusable_limit() -> None:
-    with pytest.raises(AlphallocError, match="ALPHALLOC_MAX_BODY_BYTES: expected a whole number from 1024"):
+    with pytest.raises(SettingsError, match="ALPHALLOC_MAX_BODY_BYTES: expected a whole number from 1024"):
         Settings.from_environment({"ALPHALLOC_MAX_BODY_BYTES": "0"})
