@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alphalloc.cli import allocate, analyze, inspect, schema, serve
+from alphalloc.cli import adapter, allocate, analyze, inspect, schema, serve
 
 Version = Annotated[bool, typer.Option("--version", "-V", help="Print the version and stop.")]
 
@@ -21,6 +21,7 @@ def build_app() -> typer.Typer:
     app.command("inspect")(inspect.inspect)
     app.command("schema")(schema.schema)
     app.command("serve")(serve.serve)
+    app.add_typer(adapter.app, name="adapter")
     return app
 
 
