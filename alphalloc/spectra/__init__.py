@@ -1,12 +1,32 @@
 """From a weight matrix to its empirical spectral density: pure numerics on numpy arrays (torch tensors are welcome).
 
 ``esd(weight)`` is the whole room in one call; ``gram`` and ``eigenvalues`` are its two steps, ``spectral_metrics`` what
-can be read off a spectrum beside the power law.
+can be read off a spectrum beside the power law. ``farms_esd`` pools the spectra of sub-matrices instead;
+``marchenko_pastur`` says what noise of the same shape would look like.
 """
 
 from alphalloc.spectra.eigenvalues import eigenvalues
 from alphalloc.spectra.esd import ESD, esd
+from alphalloc.spectra.farms import FarmsCost, FarmsSettings, farms_cost, farms_esd
 from alphalloc.spectra.gram import Gram, gram
+from alphalloc.spectra.marchenko_pastur import Bulk, marchenko_pastur, mp_softrank, rand_distance, random_spectrum
 from alphalloc.spectra.metrics import SpectralMetrics, spectral_metrics
 
-__all__ = ["ESD", "Gram", "SpectralMetrics", "eigenvalues", "esd", "gram", "spectral_metrics"]
+__all__ = [
+    "ESD",
+    "Bulk",
+    "FarmsCost",
+    "FarmsSettings",
+    "Gram",
+    "SpectralMetrics",
+    "eigenvalues",
+    "esd",
+    "farms_cost",
+    "farms_esd",
+    "gram",
+    "marchenko_pastur",
+    "mp_softrank",
+    "rand_distance",
+    "random_spectrum",
+    "spectral_metrics",
+]

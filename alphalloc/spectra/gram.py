@@ -40,7 +40,7 @@ def gram(weight: Any) -> Gram:
 
     Raises MatrixShapeError unless 2-D and non-empty, NonFiniteWeightError for NaN, infinity or squares beyond float64.
     """
-    rows, cols = _shape(weight)
+    rows, cols = shape_of(weight)
     side = min(rows, cols)
     matrix = np.zeros((side, side), order="F")
     squared_norm = 0.0
@@ -48,12 +48,13 @@ def gram(weight: Any) -> Gram:
         for slab in _slabs(weight, rows, cols):
             squared_norm += float(np.vdot(slab, slab))
             if not np.isfinite(squared_norm):
-                raise NonFiniteWeightError(_non_finite_message(slab))
+                raise NonFiniteWeightError(non_finite_message(slab))
             add_product(matrix, slab)
     return Gram(matrix, squared_norm, rows, cols)
 
 
-def _shape(weight: Any) -> tuple[int, int]:
+def shape_of(weight: Any) -> tuple[int, int]:
+    """Return (rows, cols) of an array or tensor. Raises MatrixShapeError unless 2-D and non-empty."""
     shape = tuple(int(side) for side in weight.shape)
     if len(shape) != 2 or 0 in shape:
         raise MatrixShapeError(f"expected a non-empty matrix (two dimensions), found shape {shape}")
@@ -66,10 +67,11 @@ def _slabs(weight: Any, rows: int, cols: int) -> Iterator[Float64Array]:
     width = max(1, SLAB_BYTES // (8 * side))
     for start in range(0, length, width):
         stop = min(start + width, length)
-        yield _float64(weight[:, start:stop]) if rows <= cols else _float64(weight[start:stop]).T
+        yield float64_array(weight[:, start:stop]) if rows <= cols else float64_array(weight[start:stop]).T
 
 
-def _float64(part: Any) -> Float64Array:
+def float64_array(part: Any) -> Float64Array:
+    """Return an array or torch tensor of any float type as a float64 array."""
     if type(part).__module__.partition(".")[0] == "torch":  # no torch import: bfloat16 tensors have no numpy form
         part = part.detach().to("cpu", dtype=_torch_float64()).numpy()
     return np.asarray(part, dtype=np.float64)
@@ -81,7 +83,8 @@ def _torch_float64() -> Any:
     return torch.float64
 
 
-def _non_finite_message(slab: Float64Array) -> str:
+def non_finite_message(slab: Float64Array) -> str:
+    """Return what is wrong with a slab whose squares do not sum to a finite number."""
     nan, inf = int(np.isnan(slab).sum()), int(np.isinf(slab).sum())
     if nan or inf:
         return f"expected finite weights, found {nan} NaN and {inf} infinite values; the checkpoint is damaged"
