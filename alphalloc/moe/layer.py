@@ -132,7 +132,7 @@ class MoELora(nn.Module):
 
         ``x`` is (..., D) and ``base_output``, the frozen linear's answer to it, (..., O).
         """
-        x_TD = x.reshape(-1, self.in_features)
+        x_TD = self._widened(x.reshape(-1, self.in_features))
         base_TO = base_output.reshape(-1, self.out_features)
         dropped_TD = self._expert_input(x_TD)
         if self.num_experts == 1:
@@ -144,6 +144,12 @@ class MoELora(nn.Module):
         if self.routing_observer is not None:
             output = self.routing_observer(self, x, output, routing, hidden_TR)
         return output
+
+    def _widened(self, x_TD: Tensor) -> Tensor:
+        """``x`` in the wider of its own and A's dtype: one copy for experts and router, kept once for the backward."""
+        if torch.is_autocast_enabled(x_TD.device.type):
+            return x_TD
+        return x_TD.to(torch.promote_types(x_TD.dtype, self.experts_a.weight.dtype))
 
     def _expert_input(self, x_TD: Tensor) -> Tensor:
         """``dropout(x)`` in A's dtype (autocast chooses its own)."""
