@@ -25,12 +25,27 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
+class LikelihoodRatio(_Frozen):
+    """Power law against another family on the same tail; positive ``ratio``: the power law is likelier.
+
+    ``normalized``: ``ratio`` / (sd·√n); ``p_value``: two-sided (``fits.likelihoods`` has the formulas).
+    """
+
+    ratio: float
+    normalized: float
+    p_value: float
+
+
 class MatrixAlpha(_Frozen):
     """One weight matrix: where it sits, its power-law fit and its spectral metrics.
 
     ``rows`` x ``cols`` is out_features x in_features. ``alpha`` and the other fit numbers are null unless ``status`` is
     "ok"; ``reason`` says why. The fit's fields are those of ``fits.PowerLawFit``, the metrics those of
-    ``spectra.SpectralMetrics``.
+    ``spectra.SpectralMetrics``; those are null for FARMS, whose eigenvalues are of sub-matrices, but ``frobenius_norm``.
+
+    Null unless asked for: ``alpha_low`` to ``alpha_high``, the band of ``fits.stability``; ``mp_edge``, the upper edge
+    of the Marchenko-Pastur bulk as an eigenvalue, and ``num_spikes`` beyond it; ``gof_p_value`` of the bootstrap and
+    ``likelihood_ratios`` by alternative; ``mp_softrank`` and ``rand_distance`` of ``spectra.marchenko_pastur``.
     """
 
     name: str
@@ -59,7 +74,15 @@ class MatrixAlpha(_Frozen):
     alpha_weighted: float | None
     log_alpha_norm: float | None
     entropy: float | None
-    rank: int
+    rank: int | None
+    alpha_low: float | None = None
+    alpha_high: float | None = None
+    mp_edge: float | None = None
+    num_spikes: int | None = None
+    mp_softrank: float | None = None
+    rand_distance: float | None = None
+    gof_p_value: float | None = None
+    likelihood_ratios: dict[str, LikelihoodRatio] | None = None
 
 
 class LayerAlpha(_Frozen):
