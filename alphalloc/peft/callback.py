@@ -51,8 +51,10 @@ def callbacks(model: nn.Module) -> list[TrainerCallback]:
 
 def join_default_callbacks() -> None:
     """Add the callback to those every Trainer starts with, once."""
-    from transformers import trainer
-
+    try:
+        from transformers import trainer
+    except ImportError:
+        return  # a library it needs is missing or too new: no Trainer runs here, and the adapter works without
     defaults: list[type[TrainerCallback]] = trainer.DEFAULT_CALLBACKS  # type: ignore[assignment]
     if MoELoraCallback not in defaults:
         defaults.append(MoELoraCallback)
