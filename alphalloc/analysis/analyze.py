@@ -17,7 +17,7 @@ from alphalloc.analysis.plan import Plan, make_plan
 from alphalloc.analysis.progress import Meter, Progress
 from alphalloc.analysis.slabs import by_slabs
 from alphalloc.backends import run_local
-from alphalloc.checkpoint import Checkpoint, WeightMatrix, open_checkpoint
+from alphalloc.checkpoint import Checkpoint, SkippedTensor, WeightMatrix, open_checkpoint
 from alphalloc.errors import (
     AnalysisError,
     DeviceError,
@@ -83,7 +83,7 @@ def analyze(
     matrices = _matrix_alphas(checkpoint.matrices, plan, fit, estimator, store, progress)
     layers = layer_alphas(matrices)
     if strict:
-        _require_clean(matrices)
+        _require_clean(matrices, checkpoint.skipped)
     if fill == "median":
         layers = fill_median(layers)
     settings: dict[str, Any] = {
@@ -101,7 +101,10 @@ def analyze(
         analysis=AnalysisRef(estimator=estimator, settings=settings),
         layers=layers,
         matrices=matrices,
-        skipped=tuple(SkippedMatrix(name=s.name, shape=s.shape, reason=s.reason) for s in checkpoint.skipped),
+        skipped=tuple(
+            SkippedMatrix(name=s.name, shape=s.shape, reason=s.reason, by_design=s.by_design)
+            for s in checkpoint.skipped
+        ),
         warnings=(*notes, *(store.warnings if store else ()), *_warnings(checkpoint, matrices, layers)),
     )
 
@@ -242,7 +245,11 @@ def _model_ref(checkpoint: Checkpoint, layers: tuple[LayerAlpha, ...]) -> ModelR
     )
 
 
-def _require_clean(matrices: tuple[MatrixAlpha, ...]) -> None:
+def _require_clean(matrices: tuple[MatrixAlpha, ...], skipped: tuple[SkippedTensor, ...]) -> None:
+    lost = [tensor for tensor in skipped if not tensor.by_design]
+    if lost:
+        listed = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in lost[:5])
+        raise StrictError(f"{len(lost)} tensors cannot be analysed, and strict was asked for: {listed}")
     bad = [matrix for matrix in matrices if matrix.alpha is None]
     if bad:
         listed = "; ".join(f"{matrix.name}: {matrix.status} ({matrix.reason})" for matrix in bad[:5])
