@@ -41,7 +41,7 @@ class MatrixAlpha(_Frozen):
 
     ``rows`` x ``cols`` is out_features x in_features. ``alpha`` and the other fit numbers are null unless ``status`` is
     "ok"; ``reason`` says why. The fit's fields are those of ``fits.PowerLawFit``, the metrics those of
-    ``spectra.SpectralMetrics``; those are null for FARMS, whose eigenvalues are of sub-matrices, but ``frobenius_norm``.
+    ``spectra.SpectralMetrics``; under FARMS, whose eigenvalues are of sub-matrices, only ``frobenius_norm`` is given.
 
     Null unless asked for: ``alpha_low`` to ``alpha_high``, the band of ``fits.stability``; ``mp_edge``, the upper edge
     of the Marchenko-Pastur bulk as an eigenvalue, and ``num_spikes`` beyond it; ``gof_p_value`` of the bootstrap and
@@ -101,11 +101,12 @@ class LayerAlpha(_Frozen):
 
 
 class SkippedMatrix(_Frozen):
-    """A tensor that was left out, and why."""
+    """A tensor that was left out, and why; ``by_design`` is False where one would expect it to be analysed."""
 
     name: str
     shape: tuple[int, ...]
     reason: str
+    by_design: bool = True
 
 
 class ModelAlphas(_Frozen):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
@@ -16,6 +17,7 @@ from alphalloc.analysis.cache import SpectraCache
 from alphalloc.analysis.plan import Plan, make_plan
 from alphalloc.analysis.progress import Meter, Progress
 from alphalloc.analysis.slabs import by_slabs
+from alphalloc.analysis.trust import Trust
 from alphalloc.backends import run_local
 from alphalloc.checkpoint import Checkpoint, SkippedTensor, WeightMatrix, open_checkpoint
 from alphalloc.errors import (
@@ -29,7 +31,7 @@ from alphalloc.errors import (
 )
 from alphalloc.fits import FITS, PowerLawFit
 from alphalloc.fits.power_law import degenerate
-from alphalloc.spectra import ESD, esd, spectral_metrics
+from alphalloc.spectra import ESD, FarmsSettings, esd, farms_esd, spectral_metrics
 from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE, has_torch
 
 Fit = Callable[..., PowerLawFit]
@@ -51,6 +53,11 @@ def analyze(
     strict: bool = False,
     workers: int | None = None,
     memory: int | str | None = None,
+    sampling: Literal["whole", "farms"] = "whole",
+    farms: FarmsSettings | None = None,
+    stability: bool = False,
+    gof: bool = False,
+    randomize: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelAlphas:
     """Return the power-law alpha of every weight matrix in the blocks of ``model``, and their layer means.
@@ -65,6 +72,11 @@ def analyze(
     default one a core. ``memory``: what matrices may take, in bytes or as "8GiB"; measured free memory when None (see
     ``plan.make_plan``, which decides what is computed at once). ``progress`` is called after every matrix.
 
+    ``sampling="farms"``: alphas of pooled sub-matrices (``spectra.farms_esd``, with settings ``farms``): another
+    measure, kept apart in the cache. How far each alpha can be trusted: ``stability`` gives it a band, the bulk edge of
+    noise and the spikes beyond; ``gof`` a bootstrap p-value and likelihood ratios; ``randomize`` soft rank and distance
+    from noise (see ``MatrixAlpha``). All of it is seeded.
+
     Layer mean: unweighted over the layer's matrices (AlphaLoRA, arXiv 2410.10054). All arithmetic is float64.
 
     Raises a CheckpointError when the weights cannot be read, UnknownEstimatorError, DeviceError, NothingToAnalyzeError,
@@ -73,14 +85,17 @@ def analyze(
     fit = _fit_function(estimator, hill_fraction)
     notes = _device_notes(device)
     _check_settings(fill, workers)
+    windows = _farms_settings(sampling, farms)
+    trust = Trust(stability, gof, randomize).checked(windows)
     checkpoint = open_checkpoint(
         model, revision=revision, layer_pattern=layer_pattern, include=include, exclude=exclude, embeddings=embeddings
     )
     if not checkpoint.matrices:
         raise NothingToAnalyzeError(_nothing_message(checkpoint))
-    plan = make_plan(checkpoint, memory=memory, workers=workers)
-    store = _open_cache(cache, checkpoint)
-    matrices = _matrix_alphas(checkpoint.matrices, plan, fit, estimator, store, progress)
+    plan = make_plan(checkpoint, memory=memory, workers=workers, farms=windows)
+    store = _open_cache(cache, checkpoint, windows)
+    how = _How(fit, estimator, hill_fraction, windows, trust)
+    matrices = _matrix_alphas(checkpoint.matrices, plan, how, store, progress)
     layers = layer_alphas(matrices)
     if strict:
         _require_clean(matrices, checkpoint.skipped)
@@ -95,6 +110,9 @@ def analyze(
     }
     if estimator == "hill_fraction":
         settings["hill_fraction"] = hill_fraction
+    if windows is not None:
+        settings |= {"sampling": "farms", "farms": windows.as_dict()}
+    settings |= trust.settings()
     return ModelAlphas(
         created_by=CreatedBy.current(),
         model=_model_ref(checkpoint, layers),
@@ -136,12 +154,49 @@ def _check_settings(fill: str | None, workers: int | None) -> None:
         raise AnalysisError(f"expected at least one worker, found {workers!r}")
 
 
-def _open_cache(cache: bool | str | os.PathLike[str], checkpoint: Checkpoint) -> SpectraCache | None:
+def _farms_settings(sampling: str, farms: FarmsSettings | None) -> FarmsSettings | None:
+    if sampling not in ("whole", "farms"):
+        raise AnalysisError(f"expected sampling 'whole' or 'farms', found {sampling!r}")
+    if sampling == "farms":
+        return farms or FarmsSettings()
+    if farms is not None:
+        raise AnalysisError("settings of FARMS were given without sampling='farms'; give both or neither")
+    return None
+
+
+def _open_cache(
+    cache: bool | str | os.PathLike[str], checkpoint: Checkpoint, farms: FarmsSettings | None
+) -> SpectraCache | None:
     if cache is False:
         return None
-    store = SpectraCache(None if cache is True else cache)
+    variant = "" if farms is None else repr(farms)
+    store = SpectraCache(None if cache is True else cache, variant=variant)
     store.digest_files(checkpoint.matrices)
     return store
+
+
+@dataclass(frozen=True)
+class _How:
+    """What to do with each matrix: the estimator and its tail share, FARMS or the whole, and what else to measure."""
+
+    fit: Fit
+    estimator: str
+    fraction: float
+    farms: FarmsSettings | None
+    trust: Trust
+
+    def spectrum(self, matrix: WeightMatrix, slabs: bool) -> ESD:
+        """Return the spectrum of ``matrix``, read now."""
+        if self.farms is not None:
+            farms = self.farms
+            return farms_esd(matrix.load(), rows=farms.rows, ratio=farms.ratio, windows=farms.windows)
+        return esd(by_slabs(matrix) if slabs else matrix.load())
+
+    def alpha(self, matrix: WeightMatrix, spectrum: ESD) -> MatrixAlpha:
+        """Return what ``spectrum`` says about ``matrix``."""
+        fit = self.fit(spectrum.eigs)
+        extra = self.trust.fields(spectrum, fit, self.fit, self.fraction, self.farms)
+        return _matrix_alpha(matrix, spectrum, fit, whole=self.farms is None, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -156,8 +211,7 @@ class _Measured:
 def _matrix_alphas(
     matrices: tuple[WeightMatrix, ...],
     plan: Plan,
-    fit: Fit,
-    estimator: str,
+    how: _How,
     store: SpectraCache | None,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[MatrixAlpha, ...]:
@@ -172,7 +226,7 @@ def _matrix_alphas(
         slabs = {position for batch in stage.batches if batch.by_slabs for position in batch.positions}
         large = any(batch.side > NUMPY_MAX_SIDE for batch in stage.batches)
         tasks = [(matrices[position], position in slabs) for position in stage.positions]
-        measure = partial(_measure, fit, estimator, store)
+        measure = partial(_measure, how, store)
         for done, found in run_local(measure, tasks, workers=stage.workers, pin_torch=large and has_torch()):
             matrix = tasks[done][0]
             results[stage.positions[done]] = found.alpha
@@ -185,21 +239,28 @@ def _matrix_alphas(
     return tuple(result for result in results if result is not None)
 
 
-def _measure(fit: Fit, estimator: str, store: SpectraCache | None, task: tuple[WeightMatrix, bool]) -> _Measured:
+def _measure(how: _How, store: SpectraCache | None, task: tuple[WeightMatrix, bool]) -> _Measured:
     matrix, slabs = task
     try:
         kept = store.get(matrix) if store is not None else None
-        spectrum = kept if kept is not None else esd(by_slabs(matrix) if slabs else matrix.load())
+        spectrum = kept if kept is not None else how.spectrum(matrix, slabs)
     except NonFiniteWeightError as exc:
-        none = _matrix_alpha(matrix, None, degenerate(estimator, "non_finite", str(exc)))
+        none = _matrix_alpha(matrix, None, degenerate(how.estimator, "non_finite", str(exc)))
         return _Measured(none, None, cached=False)
     except SpectrumCheckError as exc:
         raise SpectrumCheckError(f"{matrix.name}: {exc}") from exc
-    return _Measured(_matrix_alpha(matrix, spectrum, fit(spectrum.eigs)), spectrum, cached=kept is not None)
+    return _Measured(how.alpha(matrix, spectrum), spectrum, cached=kept is not None)
 
 
-def _matrix_alpha(matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit) -> MatrixAlpha:
-    metrics = None if spectrum is None else spectral_metrics(spectrum, fit.alpha)
+def _matrix_alpha(
+    matrix: WeightMatrix,
+    spectrum: ESD | None,
+    fit: PowerLawFit,
+    *,
+    whole: bool = True,
+    extra: Mapping[str, Any] = MappingProxyType({}),
+) -> MatrixAlpha:
+    metrics = None if spectrum is None or not whole else spectral_metrics(spectrum, fit.alpha)
     return MatrixAlpha(
         name=matrix.name,
         module=matrix.module,
@@ -221,13 +282,14 @@ def _matrix_alpha(matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit) 
         num_eigs=0 if spectrum is None else len(spectrum.eigs),
         num_zero=0 if spectrum is None else spectrum.num_zero,
         spectral_norm=metrics and metrics.spectral_norm,
-        frobenius_norm=metrics and metrics.frobenius_norm,
+        frobenius_norm=spectrum and spectrum.frobenius_norm,
         stable_rank=metrics and metrics.stable_rank,
         log10_spectral_norm=metrics and metrics.log10_spectral_norm,
         alpha_weighted=metrics and metrics.alpha_weighted,
         log_alpha_norm=metrics and metrics.log_alpha_norm,
         entropy=metrics and metrics.entropy,
-        rank=metrics.rank if metrics else 0,
+        rank=metrics.rank if metrics else 0 if spectrum is None else None,
+        **extra,
     )
 
 

@@ -21,6 +21,7 @@ from alphalloc.checkpoint.matrices import Checkpoint, WeightMatrix
 from alphalloc.errors import MemoryBudgetError
 from alphalloc.spectra.blas import add_product
 from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE, eigenvalues, has_torch
+from alphalloc.spectra.farms import FarmsSettings, farms_bytes, farms_cost
 from alphalloc.spectra.gram import SLAB_BYTES
 
 # A slab in float64, and as much again for its cast and for the small arrays of a fit.
@@ -108,8 +109,14 @@ class Plan:
         return sum(_stage_seconds(stage, speed) for stage in self.stages)
 
 
-def make_plan(checkpoint: Checkpoint, *, memory: int | str | None = None, workers: int | None = None) -> Plan:
-    """Return the plan for all matrices of ``checkpoint``.
+def make_plan(
+    checkpoint: Checkpoint,
+    *,
+    memory: int | str | None = None,
+    workers: int | None = None,
+    farms: FarmsSettings | None = None,
+) -> Plan:
+    """Return the plan for all matrices of ``checkpoint``, or of their windows with ``farms``.
 
     ``memory``: the budget, in bytes or as "8GiB"; measured free memory when None. ``workers``: at most so many
     (default: one a core); fewer where the budget does not hold more matrices at once.
@@ -120,9 +127,9 @@ def make_plan(checkpoint: Checkpoint, *, memory: int | str | None = None, worker
     budget, most = memory_budget(memory), workers or available_cores()
     groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for position, matrix in enumerate(checkpoint.matrices):
-        groups[min(matrix.shape), _needs_slabs(matrix, budget)].append(position)
-    batches = [_batch(checkpoint.matrices, key, positions) for key, positions in groups.items()]
-    batches.sort(key=lambda batch: (-cost(checkpoint.matrices[batch.positions[0]]), batch.by_slabs))
+        groups[_side(matrix, farms), _needs_slabs(matrix, budget, farms)].append(position)
+    batches = [_batch(checkpoint.matrices, key, positions, farms) for key, positions in groups.items()]
+    batches.sort(key=lambda batch: (-cost(checkpoint.matrices[batch.positions[0]], farms), batch.by_slabs))
     return Plan(tuple(_stages(batches, budget, most)), budget)
 
 
@@ -137,23 +144,36 @@ def measure_speed() -> Speed:
     return Speed(gram=768 * 768 * 2048 / gram, eigen=4 / 3 * 512**3 / eigen)
 
 
-def cost(matrix: WeightMatrix) -> float:
+def cost(matrix: WeightMatrix, farms: FarmsSettings | None = None) -> float:
     """Return the work of one matrix in flop of the reduction, which run at about a third of the Gram matrix's speed."""
-    gram, eigen = _flop(matrix)
+    gram, eigen = _flop(matrix, farms)
     return gram / 3 + eigen
 
 
-def task_bytes(matrix: WeightMatrix, *, by_slabs: bool = False) -> int:
+def task_bytes(matrix: WeightMatrix, *, by_slabs: bool = False, farms: FarmsSettings | None = None) -> int:
     """Return the most memory that computing ``matrix`` takes: the tensor (or a slab of it) + 2·8·nmin² + slabs."""
-    return _matrix_bytes(matrix, by_slabs) + _gram_bytes(matrix)
+    return _matrix_bytes(matrix, by_slabs) + _gram_bytes(matrix, farms)
 
 
-def _flop(matrix: WeightMatrix) -> tuple[float, float]:
+def _side(matrix: WeightMatrix, farms: FarmsSettings | None) -> int:
+    if farms is None:
+        return min(matrix.shape)
+    windows = farms_cost(matrix.shape, farms)
+    return min(windows.rows, windows.cols)
+
+
+def _flop(matrix: WeightMatrix, farms: FarmsSettings | None) -> tuple[float, float]:
+    if farms is not None:  # a product of stacked windows is gemm: twice the multiply-adds of syrk
+        windows = farms_cost(matrix.shape, farms)
+        side, length = sorted((windows.rows, windows.cols))
+        return windows.windows * 2.0 * side**2 * length, windows.windows * 4 / 3 * float(side) ** 3
     side, length = sorted(matrix.shape)
     return float(side) ** 2 * length, 4 / 3 * float(side) ** 3
 
 
-def _gram_bytes(matrix: WeightMatrix) -> int:
+def _gram_bytes(matrix: WeightMatrix, farms: FarmsSettings | None) -> int:
+    if farms is not None:
+        return farms_bytes(matrix.shape, farms)
     side, length = sorted(matrix.shape)
     return 2 * 8 * side**2 + SLABS_HELD * min(SLAB_BYTES, 8 * side * length)
 
@@ -167,12 +187,12 @@ def _matrix_bytes(matrix: WeightMatrix, by_slabs: bool) -> int:
     return matrix.nbytes + unpacked
 
 
-def _needs_slabs(matrix: WeightMatrix, budget: int) -> bool:
+def _needs_slabs(matrix: WeightMatrix, budget: int, farms: FarmsSettings | None) -> bool:
     """Whether ``matrix`` fits by slabs only; MemoryBudgetError when it does not fit at all."""
-    if task_bytes(matrix) <= budget:
+    if task_bytes(matrix, farms=farms) <= budget:
         return False
-    possible = can_read_by_slabs(matrix)
-    least = task_bytes(matrix, by_slabs=possible)
+    possible = farms is None and can_read_by_slabs(matrix)  # windows overlap: FARMS needs the matrix whole
+    least = task_bytes(matrix, by_slabs=possible, farms=farms)
     if possible and least <= budget:
         return True
     rows, cols = matrix.shape
@@ -182,18 +202,20 @@ def _needs_slabs(matrix: WeightMatrix, budget: int) -> bool:
     )
 
 
-def _batch(matrices: Sequence[WeightMatrix], key: tuple[int, bool], positions: Iterable[int]) -> Batch:
+def _batch(
+    matrices: Sequence[WeightMatrix], key: tuple[int, bool], positions: Iterable[int], farms: FarmsSettings | None
+) -> Batch:
     side, slabs = key
-    order = sorted(positions, key=lambda position: (-cost(matrices[position]), position))
+    order = sorted(positions, key=lambda position: (-cost(matrices[position], farms), position))
     members = [matrices[position] for position in order]
     return Batch(
         side=side,
         positions=tuple(order),
         by_slabs=slabs,
         matrix_bytes=max(_matrix_bytes(matrix, slabs) for matrix in members),
-        gram_bytes=max(_gram_bytes(matrix) for matrix in members),
-        gram_flop=sum(_flop(matrix)[0] for matrix in members),
-        eigen_flop=sum(_flop(matrix)[1] for matrix in members),
+        gram_bytes=max(_gram_bytes(matrix, farms) for matrix in members),
+        gram_flop=sum(_flop(matrix, farms)[0] for matrix in members),
+        eigen_flop=sum(_flop(matrix, farms)[1] for matrix in members),
         read_bytes=sum(matrix.nbytes for matrix in members),
     )
 

@@ -68,6 +68,15 @@ def farms_cost(shape: tuple[int, int], settings: FarmsSettings | None = None) ->
     return FarmsCost(count, r, c, count * min(r, c), count * (2 * side**2 * length + 4 / 3 * side**3))
 
 
+def farms_bytes(shape: tuple[int, int], settings: FarmsSettings | None = None) -> int:
+    """Return the most memory that ``farms_esd`` takes beside a matrix of this shape: windows in float64 of one batch,
+    their Gram matrices and the solver's copy, all windows' eigenvalues and their sorted copy."""
+    cost = farms_cost(shape, settings)
+    side, length = sorted((cost.rows, cost.cols))
+    batch = min(cost.windows, max(1, BATCH_BYTES // (8 * side * length)))
+    return max(BATCH_BYTES, 8 * batch * side * (length + 3 * side)) + 2 * 8 * cost.eigenvalues
+
+
 def farms_esd(weight: Any, *, rows: int = 2000, ratio: float = 1.0, windows: int = 15) -> ESD:
     """Return the pooled eigenvalues of all windows of ``weight`` (2-D, numpy or torch) as one ESD.
 
