@@ -8,6 +8,7 @@ Nothing heavy is imported here: ``alphalloc --help`` loads typer and the declara
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_text(argument)
         return _run(arguments)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED, label="")
+        code = _fail("interrupted", INTERRUPTED, label="")
+        _abandon_workers(code)
+        return code
     except AlphallocError as exc:
         _show_traceback()
         return _fail(str(exc), BAD_INPUT)
@@ -64,6 +67,17 @@ def _run(arguments: list[str]) -> int:
     if code == INTERRUPTED:  # how newer typer reports Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else DONE
+
+
+def _abandon_workers(code: int) -> None:
+    """End the process now if workers still compute: a large matrix takes minutes, and what is finished is stored."""
+    import threading
+
+    if any(thread.name.startswith("alphalloc") for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def _usage_message(exc: Exception) -> str:

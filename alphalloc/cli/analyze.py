@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from alphalloc.cli import options, output, render
+from alphalloc.cli.schedule_table import schedule_report
 from alphalloc.errors import InvalidParameterError
 
 
@@ -108,7 +109,7 @@ def analyze(
         both = {"alphas": json.loads(alphas.to_json()), "schedule": json.loads(schedule.to_json())}
         output.print_json(pretty_json(both))
     else:
-        render.print_table(lambda ascii_only: render.schedule_report(schedule, ascii_only=ascii_only))
+        render.print_table(lambda ascii_only: schedule_report(schedule, ascii_only=ascii_only))
     if not quiet:
         render.closing_notes(schedule.warnings, [path for path in documents if path is not None])
 

