@@ -69,11 +69,17 @@ class WeightMatrix:
 
 @dataclass(frozen=True)
 class SkippedTensor:
-    """A tensor of the checkpoint that is not analysed, and why."""
+    """A tensor of the checkpoint that is not analysed, and why.
+
+    ``by_design`` is False for what one would expect to be analysed and is not: experts fused in a way that is not
+    understood, a matrix that is too large or empty. Biases, norms, embeddings, tied weights and what the caller left
+    out are missing by design.
+    """
 
     name: str
     shape: tuple[int, ...]
     reason: str
+    by_design: bool = True
 
 
 @dataclass(frozen=True)

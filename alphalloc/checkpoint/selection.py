@@ -23,6 +23,12 @@ _HEADS = ("lm_head", "embed_out", "output")
 _OUTSIDE = "outside the repeated blocks (embedding, head or pooler)"
 
 
+class _Unexpected(str):
+    """A reason to leave out what one would expect to be analysed."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Options:
     """What the caller chose: a block pattern, globs on tensor name, module path or role, and embeddings or not."""
@@ -65,7 +71,11 @@ def select(
         raise NothingToAnalyzeError(
             f"expected matrices to analyse, but all {len(tensors)} tensors are left out; loosen include and exclude"
         )
-    skipped = tuple(SkippedTensor(t.name, t.shape, reasons[t.name]) for t in tensors if reasons[t.name])
+    skipped = tuple(
+        SkippedTensor(t.name, t.shape, str(reasons[t.name]), not isinstance(reasons[t.name], _Unexpected))
+        for t in tensors
+        if reasons[t.name]
+    )
     return tuple(sorted(matrices, key=_order)), skipped
 
 
@@ -79,11 +89,14 @@ def _not_a_matrix(tensor: StoredTensor) -> str:
     if dims == 1:
         return "1-D (bias or norm)"
     if dims > 2:
-        return f"{dims}-D (fused experts or convolution): only matrices are analysed"
+        known = dims > 3 or "conv" in tensor.name or not _in_block(tensor.name)
+        reason = f"{dims}-D (convolution, or experts fused in an unknown way): only matrices are analysed"
+        return reason if known else _Unexpected(reason)
     if not prod(tensor.shape):
-        return "empty"
+        return _Unexpected("empty")
     if max(tensor.shape) > MAX_SIDE or prod(tensor.shape) > MAX_ELEMENTS:
-        return f"larger than {MAX_SIDE} on a side or {MAX_ELEMENTS} numbers"
+        reason = f"larger than {MAX_SIDE} on a side or {MAX_ELEMENTS} numbers"
+        return _Unexpected(reason) if _in_block(tensor.name) else reason
     return not_a_linear(tensor.name) if tensor.kind != "conv1d" and _in_block(tensor.name) else _adapter(tensor.name)
 
 

@@ -216,7 +216,7 @@ def test_a_layer_shared_by_all_blocks_counts_once() -> None:
 def test_experts_share_a_role_and_fused_experts_are_listed() -> None:
     config = tf.MixtralConfig(**LLAMA, num_local_experts=2)
     fused = open_checkpoint(tf.MixtralForCausalLM(config))
-    assert next(s.reason for s in fused.skipped if len(s.shape) == 3).startswith("3-D (fused experts")
+    assert next(s.reason for s in fused.skipped if len(s.shape) == 3).startswith("3-D (convolution, or experts")
     single = {f"model.layers.{i}.block_sparse_moe.experts.{e}.w{w}.weight": torch.ones(4, 4)
               for i in range(2) for e in range(3) for w in (1, 2, 3)}  # fmt: skip
     assert {(m.layer, m.role) for m in open_checkpoint(single).matrices} == {
