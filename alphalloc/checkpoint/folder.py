@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alphalloc.checkpoint.files import inside, read_json_object
+from alphalloc.checkpoint.meta import lone_rank, rank_files
 from alphalloc.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,30 +27,35 @@ _NOT_WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class Choice:
-    """The files to read (or the index that names them), their format, and what was passed over."""
+    """The files to read (or the index that names them), their format, and what was passed over.
+
+    ``layout`` is "meta" for the files of an original release, "adapter" for those of a PEFT adapter, else "".
+    """
 
     format: str
     files: tuple[str, ...]
     index: str = ""
     notes: tuple[str, ...] = ()
+    layout: str = ""
 
 
 def choose(where: str, names: Iterable[str]) -> Choice:
-    """Return what to read of the files ``names``: safetensors before PyTorch files before GGUF.
+    """Return what to read of the files ``names``: safetensors before PyTorch files before GGUF before Meta's layout.
 
-    Raises UnsupportedCheckpointError for Meta's consolidated files and for a folder that holds an adapter alone,
-    CheckpointNotFoundError when there are no weights, incomplete shards without index, or several models.
+    Raises UnsupportedCheckpointError for a folder that holds an adapter alone, CheckpointNotFoundError when there are
+    no weights, incomplete shards without index, or several models, CorruptCheckpointError for a gap in Meta's ranks.
     """
     top = sorted(name for name in names if "/" not in name)
     for suffix, kind in _FORMATS:
         choice = _of_format(where, top, suffix, kind)
         if choice is not None:
             others = sorted({other for end, other in _FORMATS if other != kind and _weights(top, end)})
+            others += ["consolidated"] if _consolidated(where, top) else []
             note = f"{where} also holds {' and '.join(others)} weights; the {kind} ones are read"
             return replace(choice, notes=(note,) if others else ())
-    meta = next((name for name in top if re.fullmatch(r"consolidated.*\.(pth|safetensors)", name)), None)
-    if meta:
-        refuse_consolidated(where, meta)
+    original = _consolidated(where, top)
+    if original is not None:
+        return original
     if "adapter_model.safetensors" in top or "adapter_model.bin" in top:
         raise UnsupportedCheckpointError(f"{where}: holds an adapter, not a model; give the base model it belongs to")
     listed = ", ".join(top[:8]) or "nothing"
@@ -59,12 +65,14 @@ def choose(where: str, names: Iterable[str]) -> Choice:
 _FORMATS = ((".safetensors", "safetensors"), (".bin", "torch"), (".pt", "torch"), (".pth", "torch"), (".gguf", "gguf"))
 
 
-def refuse_consolidated(where: str, name: str) -> None:
-    """Raise UnsupportedCheckpointError for the layout of Meta's and Mistral's own releases."""
-    raise UnsupportedCheckpointError(
-        f"{where}: {name} is in the consolidated layout of the original release, which is not read yet; use the same "
-        "model in Hugging Face's layout (for Llama the repository whose name ends in -hf)"
-    )
+def _consolidated(where: str, names: Sequence[str]) -> Choice | None:
+    """Meta's ranks, or Mistral's single file with the same names in it."""
+    if "consolidated.safetensors" in names:
+        return Choice("safetensors", ("consolidated.safetensors",), layout="meta")
+    ranks = rank_files(where, names)
+    if ranks:
+        return Choice("torch", ranks, layout="meta")
+    return Choice("torch", ("consolidated.pth",), layout="meta") if "consolidated.pth" in names else None
 
 
 def index_shards(path: Path) -> tuple[str, ...]:
@@ -100,6 +108,9 @@ def shard_paths(folder: Path, choice: Choice) -> list[Path]:
 
 def refuse_lone_shard(path: Path) -> None:
     """Raise when ``path`` is one part of several: a part of the layers would pass for the model."""
+    other = lone_rank(path)
+    if other:
+        raise UnsupportedCheckpointError(f"{path}: is one rank of a model, {other} another; give the folder")
     match = _SHARD.fullmatch(path.name)
     if match and int(match[3]) > 1:
         advice = "merge the parts with llama-gguf-split --merge" if match[4] == ".gguf" else "give the folder"

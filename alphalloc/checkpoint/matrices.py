@@ -27,6 +27,10 @@ class StoredTensor:
     ``shape`` is the stored one; ``dtype`` is a member of FLOAT_DTYPES, a GGUF type, or any other dtype's name.
     ``storage`` is equal for tensors that share the same bytes. ``kind`` is "embedding" or "conv1d" where an
     in-memory module says so by its class, else "".
+
+    ``raw`` loads the stored values of any dtype it knows, codes of packed weights included. ``place`` is the module
+    path that gives block and role where the name does not (a part of a fused tensor); ``module`` the module reported
+    then. ``parts_of`` are the files it is put together from when there are several: ``source`` is their folder then.
     """
 
     name: str
@@ -39,6 +43,10 @@ class StoredTensor:
     storage: tuple[Any, ...] | None = None
     quantized: bool = False
     kind: str = ""
+    raw: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
+    place: str = ""
+    module: str = ""
+    parts_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

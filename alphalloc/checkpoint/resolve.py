@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alphalloc.checkpoint import gguf, hub, memory, safetensors, torch_file
+from alphalloc.checkpoint import gguf, hub, memory, remote, safetensors, torch_file
 from alphalloc.checkpoint.files import file_size, inside, read_json_object
 from alphalloc.checkpoint.folder import (
     CONFIG_NAME,
@@ -18,11 +18,11 @@ from alphalloc.checkpoint.folder import (
     choose,
     index_names,
     names_in,
-    refuse_consolidated,
     refuse_lone_shard,
     shard_paths,
 )
 from alphalloc.checkpoint.matrices import Checkpoint, StoredTensor, fingerprint
+from alphalloc.checkpoint.meta import PARAMS_NAME, is_meta, join_ranks, meta_path
 from alphalloc.checkpoint.naming import gguf_path, module_path
 from alphalloc.checkpoint.quantization import refuse_quantized
 from alphalloc.checkpoint.selection import Options, select
@@ -45,6 +45,7 @@ def open_checkpoint(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     embeddings: bool = False,
+    headers_only: bool = False,
 ) -> Checkpoint:
     """Return the Checkpoint of ``model``: its weight matrices with their places, and what is left out and why.
 
@@ -56,6 +57,8 @@ def open_checkpoint(
     layer_pattern: overrides how the block index is found, as literal text with ``{}`` for it ("encoder.block.{}.") or
         as a regular expression with one group (or groups named ``layer`` and ``stack``) on the module path.
     include, exclude: globs on tensor name, module path or role; without ``include`` all are taken.
+    headers_only: of a hub id that is not in the cache read the headers over the network and download nothing; its
+        matrices cannot be loaded then.
     embeddings: also take the matrices outside the blocks (embeddings, lm_head, pooler, classifier), as layer -1.
 
     Raises the classes below CheckpointError for what cannot be read, NothingToAnalyzeError for a glob that matches
@@ -76,8 +79,12 @@ def open_checkpoint(
         return _assemble(_local(path.absolute(), text), options)
     if path is None or not isinstance(model, str) or _looks_like_path(text) or not hub.is_model_id(text):
         raise CheckpointNotFoundError(f"{str(text)[:200]!r}: no such path, and not a hub model id; check the spelling")
-    snapshot = hub.fetch(text, revision)
-    source = _local(snapshot.folder, text, snapshot.commit, revision)
+    assemble = partial(_from_snapshot, text, revision, options)
+    return remote.open_headers(text, revision, assemble) if headers_only else assemble(hub.fetch(text, revision))
+
+
+def _from_snapshot(model_id: str, revision: str | None, options: Options, snapshot: hub.Snapshot) -> Checkpoint:
+    source = _local(snapshot.folder, model_id, snapshot.commit, revision)
     return _assemble(replace(source, notes=source.notes + snapshot.notes), options)
 
 
@@ -131,7 +138,7 @@ def _local(path: Path, model_id: str, commit: str | None = None, revision: str |
     else:
         kind = _format_of(path)
         choice, paths, folder = Choice(kind, (path.name,)), [path], path.parent
-    config = _config(folder) if choice.format != "gguf" else {}
+    config = _json_of(folder, CONFIG_NAME) if choice.format != "gguf" else {}
     source = partial(
         _Source, model_id, choice.format, files=tuple(paths), revision=revision, commit=commit, notes=choice.notes
     )
@@ -142,6 +149,10 @@ def _local(path: Path, model_id: str, commit: str | None = None, revision: str |
         spell = partial(gguf_path, architecture=name or "")
         return source(tensors=list(header.tensors), config={}, architecture=name, spell=spell)
     read = safetensors.read_headers if choice.format == "safetensors" else torch_file.read_headers
+    if choice.layout == "meta" or paths[0].name.startswith("consolidated"):
+        params = _json_of(folder, PARAMS_NAME)
+        tensors = join_ranks(folder, [read(shard) for shard in paths], params)
+        return source(tensors=tensors, config=config, spell=meta_path if is_meta(tensors) else module_path)
     tensors = [tensor for shard in paths for tensor in read(shard)]
     _check_shards(path, choice, tensors)
     return source(tensors=tensors, config=config)
@@ -161,10 +172,9 @@ def _check_shards(folder: Path, choice: Choice, tensors: list[StoredTensor]) -> 
                 )
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    if not os.path.lexists(folder / CONFIG_NAME):
-        return {}
-    return read_json_object(inside(folder, CONFIG_NAME))
+def _json_of(folder: Path, name: str) -> Mapping[str, Any]:
+    """The JSON object ``name`` of ``folder``; {} when there is no such file."""
+    return read_json_object(inside(folder, name)) if os.path.lexists(folder / name) else {}
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
@@ -178,8 +188,6 @@ def _architecture(config: Mapping[str, Any]) -> str | None:
 def _format_of(path: Path) -> str:
     """The format of a single file, by its suffix, else by its first bytes."""
     refuse_lone_shard(path)
-    if path.name.startswith("consolidated") and path.suffix in (".pth", ".safetensors"):
-        refuse_consolidated(str(path.parent), path.name)
     file_size(path)  # a clean error for anything but a regular file
     if path.suffix in _SUFFIXES:
         return _SUFFIXES[path.suffix]

@@ -177,7 +177,7 @@ def test_a_repository_in_another_layout_is_refused_before_any_download(
     hub: Any, opened: Opener, tmp_path: Path
 ) -> None:
     layouts = {
-        "consolidated.00.pth": ("UnsupportedCheckpointError", "-hf"),
+        "consolidated.01.pth": ("CorruptCheckpointError", "rank 0 is missing"),
         "adapter_model.safetensors": ("UnsupportedCheckpointError", "give the base model"),
         "README.md": ("CheckpointNotFoundError", "expected .safetensors"),
     }
@@ -191,6 +191,25 @@ def test_a_repository_in_another_layout_is_refused_before_any_download(
         assert refused["error"] == error
         assert word in refused["message"]
     assert not [path for _, path in hub.requests if "/resolve/" in path]
+
+
+def test_an_original_release_is_fetched_with_its_params(hub: Any, opened: Opener, tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "llama"
+    path.mkdir()
+    (path / "params.json").write_text('{"dim": 8, "n_heads": 2}')
+    for rank in range(2):
+        part = {f"layers.{i}.attention.w{p}.weight": torch.ones(4, 8) for i in range(2) for p in "qkv"}
+        torch.save(part, path / f"consolidated.0{rank}.pth")
+    for other in ("checklist.chk", "tokenizer.model", "README.md"):
+        (path / other).write_bytes(b"not needed")
+    hub.add_model("meta/llama", path)
+    found = opened("meta/llama")
+    assert found["files"] == ["consolidated.00.pth", "consolidated.01.pth"]
+    assert set(found["sums"].values()) == {64.0}
+    fetched = {path.rpartition("/")[2] for _, path in hub.requests if "/resolve/" in path}
+    assert fetched == {"consolidated.00.pth", "consolidated.01.pth", "params.json"}
 
 
 def test_an_index_that_leads_elsewhere_is_refused(hub: Any, opened: Opener, folder: Path) -> None:
