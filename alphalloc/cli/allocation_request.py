@@ -127,7 +127,9 @@ class AllocationRequest:
         scores = self.signal.read(alphas)
         shapes = ModuleShapes.of_matrices(alphas.matrices)
         budget = self.budget.budget(self.options.experts, shapes, in_ranks=self._in_ranks)
-        common: dict[str, Any] = {"params": self.params, "level": self.level, "target_modules": self.budget.targets}
+        common: dict[str, Any] = {"params": self.params, "level": self.level}
+        if self.level == "module":
+            common["target_modules"] = self.budget.targets
         given = self.options.given()
         if self._in_ranks:
             self._refuse_in_ranks(given)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alphalloc.cli import adapter, allocate, analyze, inspect, schema, serve
+from alphalloc.cli import adapter, allocate, analyze, diff, export, inspect, schema, serve, validate
 
 Version = Annotated[bool, typer.Option("--version", "-V", help="Print the version and stop.")]
 
@@ -18,6 +18,9 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(root)
     app.command("analyze")(analyze.analyze)
     app.command("allocate")(allocate.allocate)
+    app.command("export")(export.export)
+    app.command("diff")(diff.diff)
+    app.command("validate")(validate.validate)
     app.command("inspect")(inspect.inspect)
     app.command("schema")(schema.schema)
     app.command("serve")(serve.serve)
