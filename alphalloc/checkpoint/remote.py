@@ -124,7 +124,7 @@ class _Reader:
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int]:
         """Return at most ``count`` bytes of a file from ``start`` on, and the size of the file."""
         from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.model_id, name, revision=self.commit)
         headers = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
