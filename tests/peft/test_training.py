@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,20 @@ def test_a_reference_forward_between_does_not_change_the_gradient(tiny: Any) -> 
 
     plain, between = gradient(False), gradient(True)
     assert all(torch.equal(plain[name], between[name]) for name in plain)
+
+
+def test_a_copied_model_reports_to_a_context_of_its_own(tiny: Any) -> None:
+    model = peft.get_peft_model(tiny.llama(), tiny.moe_config(**SWITCH))
+    other = copy.deepcopy(model)
+    begin_step(other, 7)
+    assert (contexts(model)["default"].step, contexts(other)["default"].step) == (0, 7)
+    observers = [a.routing_observer for _, a in named_adapters(other, "default") if a.routing_observer is not None]
+    assert len(observers) == 14
+    assert {id(observer.context) for observer in observers} == {id(contexts(other)["default"])}  # type: ignore[attr-defined]
+
+
+def test_a_training_forward_with_losses_compiles_to_one_graph(tiny: Any) -> None:
+    model = peft.get_peft_model(tiny.llama(), tiny.moe_config(**SWITCH)).train()
+    begin_step(model, 0)
+    explained = torch._dynamo.explain(model)(input_ids=tiny.tokens(), labels=tiny.tokens())
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
