@@ -43,7 +43,7 @@ def analyze(
     estimator: str = "xmin_peak_robust",
     revision: str | None = None,
     device: str = "auto",
-    cache: bool | str | os.PathLike[str] = True,
+    cache: bool | str | os.PathLike[str] | SpectraCache = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     layer_pattern: str | None = None,
@@ -66,12 +66,12 @@ def analyze(
     time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the
     estimator of that name. ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern``
     overrides how block indices are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean).
-    ``cache``: keep spectra on disk (True: the user's cache folder; a path: that folder), each as soon as it is known,
-    so that a run that was killed goes on where it stopped. ``fill="median"`` gives a layer without any valid alpha
-    the median of the others. ``strict``: a skipped block matrix or one without an alpha raises. ``workers``: threads,
-    default one a core. ``memory``: what matrices may take, in bytes or as "8GiB"; measured free memory when None (see
-    ``plan.make_plan``, which decides what is computed at once). ``progress`` is called after every matrix.
-
+    ``cache``: keep spectra on disk (True: the user's cache folder; a path: that folder; or an open cache), each as soon
+    as it is known, so that a run that was killed goes on where it stopped. ``fill="median"`` gives a layer without any
+    valid alpha the median of the others. ``strict``: a skipped block matrix or one without an alpha raises.
+    ``workers``: threads, default one a core. ``memory``: what matrices may take, in bytes or as "8GiB"; measured
+    free memory when None (see ``plan.make_plan``, which decides what is computed at once). ``progress`` is called
+    after every matrix.
     ``sampling="farms"``: alphas of pooled sub-matrices (``spectra.farms_esd``, with settings ``farms``): another
     measure, kept apart in the cache. How far each alpha can be trusted: ``stability`` gives it a band, the bulk edge of
     noise and the spikes beyond; ``gof`` a bootstrap p-value and likelihood ratios; ``randomize`` soft rank and distance
@@ -165,12 +165,12 @@ def _farms_settings(sampling: str, farms: FarmsSettings | None) -> FarmsSettings
 
 
 def _open_cache(
-    cache: bool | str | os.PathLike[str], checkpoint: Checkpoint, farms: FarmsSettings | None
+    cache: bool | str | os.PathLike[str] | SpectraCache, checkpoint: Checkpoint, farms: FarmsSettings | None
 ) -> SpectraCache | None:
     if cache is False:
         return None
-    variant = "" if farms is None else repr(farms)
-    store = SpectraCache(None if cache is True else cache, variant=variant)
+    store = cache if isinstance(cache, SpectraCache) else SpectraCache(None if cache is True else cache)
+    store.variant = "" if farms is None else repr(farms)  # never the key of a whole spectrum
     store.digest_files(checkpoint.matrices)
     return store
 
