@@ -6,10 +6,11 @@ HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE). What is in its cache is read without the 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -25,8 +26,8 @@ from alphalloc.errors import (
 
 # huggingface_hub does not check revisions, and one with ".." would name a file outside its cache.
 _REVISION = re.compile(r"(?!.*\.\.)(?!/)[A-Za-z0-9._/-]{1,200}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT_SECONDS = 30.0  # for the one request that lists the repository; chosen here
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT_SECONDS = 30.0  # for a request that lists or reads a header; chosen here
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,27 @@ def fetch(model_id: str, revision: str | None = None) -> Snapshot:
     to do, and CheckpointError for any other answer of the hub.
     """
     wanted = check_revision(revision) if revision is not None else "main"
-    if _COMMIT.fullmatch(wanted):
-        cached = _cached(model_id, wanted)
-        if cached is not None:
-            return cached
+    if COMMIT.fullmatch(wanted):
+        held = cached_snapshot(model_id, wanted)
+        if held is not None:
+            return held
     return _online(model_id, wanted)
 
 
 def _online(model_id: str, revision: str) -> Snapshot:
+    try:
+        with translated_errors(model_id, revision):
+            return _download(model_id, revision)
+    except HubUnreachableError:
+        held = cached_snapshot(model_id, revision)
+        if held is None:
+            raise
+        return replace(held, notes=(f"{model_id}: the hub was not asked, the cached commit is read",))
+
+
+@contextlib.contextmanager
+def translated_errors(model_id: str, revision: str) -> Iterator[None]:
+    """Around requests to the hub: what huggingface_hub raises becomes an error of this project."""
     from huggingface_hub import constants, errors
 
     # HfHubHTTPError derives from the HTTP library's own base class, which differs between releases.
@@ -85,56 +99,60 @@ def _online(model_id: str, revision: str) -> Snapshot:
     try:
         if constants.HF_HUB_OFFLINE:
             raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1 is set")
-        return _download(model_id, revision)
+        yield
     except CheckpointError:
         raise
     except failures as exc:
-        translated = _translate(model_id, revision, exc)
-        cached = _cached(model_id, revision) if isinstance(translated, HubUnreachableError) else None
-        if cached is not None:
-            return replace(cached, notes=(f"{model_id}: the hub was not asked, the cached commit is read",))
-        raise translated from exc
+        raise _translate(model_id, revision, exc) from exc
+
+
+def listing(model_id: str, revision: str) -> tuple[str, list[str]]:
+    """Return the commit that ``revision`` is now, and the names of the files there."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(model_id, revision=revision, timeout=TIMEOUT_SECONDS)
+    if info.sha is None or not COMMIT.fullmatch(info.sha):
+        raise CheckpointError(f"{model_id}: the hub named no commit for revision {revision!r}")
+    return info.sha, [sibling.rfilename for sibling in info.siblings or []]
 
 
 def _download(model_id: str, revision: str) -> Snapshot:
     """List the repository at its commit, choose the files as for a local folder, and fetch those."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    info = HfApi().model_info(model_id, revision=revision, timeout=_TIMEOUT_SECONDS)
-    if info.sha is None or not _COMMIT.fullmatch(info.sha):
-        raise CheckpointError(f"{model_id}: the hub named no commit for revision {revision!r}")
-    names = [sibling.rfilename for sibling in info.siblings or []]
+    commit, names = listing(model_id, revision)
     choice = choose(model_id, names)
     files = list(choice.files)
     if choice.index:
-        index = hf_hub_download(model_id, choice.index, revision=info.sha)
+        index = hf_hub_download(model_id, choice.index, revision=commit)
         files = [choice.index, *index_shards(Path(index))]
-        _require_listed(model_id, files, names)
+        require_listed(model_id, files, names)
     files += [name for name in names if name in (CONFIG_NAME, PARAMS_NAME)]
     # The branch name, not the commit, is passed on: this records it in the cache for later offline use.
     folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=[glob.escape(f) for f in files]))
     return Snapshot(folder, folder.name)
 
 
-def _require_listed(model_id: str, files: Sequence[str], names: Sequence[str]) -> None:
+def require_listed(model_id: str, files: Sequence[str], names: Sequence[str]) -> None:
+    """Raise CheckpointNotFoundError when one of ``files`` is not among the ``names`` that the repository holds."""
     missing = [name for name in files if name not in names]
     if missing:
         raise CheckpointNotFoundError(f"{model_id}: the index names {missing[0]!r}, which the repository does not hold")
 
 
-def _cached(model_id: str, revision: str) -> Snapshot | None:
-    """The commit of ``revision`` in huggingface_hub's cache when all its weights are there, else None."""
+def cached_snapshot(model_id: str, revision: str) -> Snapshot | None:
+    """Return the commit of ``revision`` in huggingface_hub's cache when all its weights are there, else None."""
     from huggingface_hub import constants
 
     root = Path(constants.HF_HUB_CACHE) / ("models--" + model_id.replace("/", "--"))
     commit = revision
-    if not _COMMIT.fullmatch(revision):
+    if not COMMIT.fullmatch(revision):
         reference = root / "refs" / PurePosixPath(revision)
         if not reference.is_file():
             return None
         commit = reference.read_text(encoding="utf-8").strip()
     folder = root / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+    if not COMMIT.fullmatch(commit) or not folder.is_dir():
         return None
     names = [entry.name for entry in os.scandir(folder)]
     try:
