@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alphalloc.cli import options, output, render
+from alphalloc.cli import options, output, render, trust
 from alphalloc.cli.schedule_table import schedule_report
 from alphalloc.errors import InvalidParameterError
 
@@ -48,6 +49,14 @@ def analyze(
     layer_pattern: options.LayerPattern = None,
     embeddings: options.Embeddings = False,
     fill: FillOption = None,
+    stability: trust.Stability = False,
+    gof: trust.Gof = False,
+    randomize: trust.Randomize = False,
+    sampling: trust.SamplingOption = trust.Sampling.whole,
+    farms_rows: trust.FarmsRows = None,
+    farms_ratio: trust.FarmsRatio = None,
+    farms_windows: trust.FarmsWindows = None,
+    estimators: trust.Estimators = None,
     device: DeviceOption = Device.auto,
     workers: Workers = None,
     no_cache: NoCache = False,
@@ -68,8 +77,12 @@ def analyze(
     """Fit alphas to the weights of MODEL and allocate experts."""
     asked = options.AllocationOptions(experts, rule, beta, rounding, min_experts, max_experts, top_k).checked()
     asked, chosen = options.with_paper(asked, estimator, paper)
-    fitting = _fitting(chosen, hill_fraction)
-    output.check_outputs({"--output": alphas_file, "--schedule": schedule_file}, inputs=_input_files(model))
+    files = {"--output": alphas_file, "--schedule": schedule_file}
+    names = None if estimators is None else trust.estimator_names(estimators, chosen, files)
+    fitting = _fitting(chosen, hill_fraction, compared=names or ())
+    windows = {"rows": farms_rows, "ratio": farms_ratio, "windows": farms_windows}
+    fitting |= trust.measuring(stability, gof, randomize, sampling, windows)
+    output.check_outputs(files, inputs=_input_files(model))
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is imported
 
@@ -88,20 +101,27 @@ def analyze(
         asked.rehearse(len(blocks))
 
     from alphalloc.analysis import analyze as analyze_model
+    from alphalloc.analysis.estimators import compare_estimators
     from alphalloc.documents import pretty_json
 
     with render.progress_display(f"analysing {_short(model)}", quiet=quiet) as progress:
-        alphas = analyze_model(
-            model,
+        computing: dict[str, Any] = {
             **reading,
             **fitting,
-            device=device.value,
-            cache=not no_cache,
-            fill=None if fill is None else "median",
-            strict=strict,
-            workers=workers,
-            progress=progress,
-        )
+            "device": device.value,
+            "cache": not no_cache,
+            "fill": None if fill is None else "median",
+            "strict": strict,
+            "workers": workers,
+            "progress": progress,
+        }
+        if names is not None:
+            views = compare_estimators(model, asked.allocate, estimators=names, **computing)
+        else:
+            alphas = analyze_model(model, **computing)
+    if names is not None:
+        trust.print_estimators(views, as_json=as_json)
+        return
     schedule = asked.allocate(alphas)
     documents = {alphas_file: alphas.to_json, schedule_file: schedule.to_json}
     output.write_outputs({path: make() for path, make in documents.items() if path is not None})
@@ -110,15 +130,17 @@ def analyze(
         output.print_json(pretty_json(both))
     else:
         render.print_table(lambda ascii_only: schedule_report(schedule, ascii_only=ascii_only))
+        if stability or gof or randomize:
+            render.print_table(lambda _: trust.trust_table(alphas))
     if not quiet:
         render.closing_notes(schedule.warnings, [path for path in documents if path is not None])
 
 
-def _fitting(estimator: str | None, fraction: float | None) -> dict[str, Any]:
+def _fitting(estimator: str | None, fraction: float | None, compared: Sequence[str]) -> dict[str, Any]:
     chosen = {} if estimator is None else {"estimator": options.check_estimator(estimator)}
     if fraction is None:
         return chosen
-    if estimator != "hill_fraction":
+    if "hill_fraction" not in (estimator, *compared):
         raise InvalidParameterError("--hill-fraction belongs to --estimator hill_fraction; give both or neither")
     return {**chosen, "hill_fraction": fraction}
 

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from alphalloc.cli import adapter, allocate, analyze, diff, export, inspect, schema, serve, validate
+from alphalloc.cli import (
+    adapter,
+    allocate,
+    analyze,
+    compare,
+    crosscheck,
+    diff,
+    export,
+    inspect,
+    schema,
+    serve,
+    validate,
+)
 
 Version = Annotated[bool, typer.Option("--version", "-V", help="Print the version and stop.")]
 
@@ -20,6 +32,8 @@ def build_app() -> typer.Typer:
     app.command("allocate")(allocate.allocate)
     app.command("export")(export.export)
     app.command("diff")(diff.diff)
+    app.command("compare")(compare.compare)
+    app.command("crosscheck")(crosscheck.crosscheck)
     app.command("validate")(validate.validate)
     app.command("inspect")(inspect.inspect)
     app.command("schema")(schema.schema)
