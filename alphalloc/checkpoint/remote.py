@@ -17,6 +17,7 @@ from alphalloc.checkpoint import gguf, hub, safetensors
 from alphalloc.checkpoint.files import MAX_JSON_BYTES
 from alphalloc.checkpoint.folder import CONFIG_NAME, choose, index_shards
 from alphalloc.checkpoint.matrices import Array, Checkpoint
+from alphalloc.checkpoint.meta import PARAMS_NAME
 from alphalloc.errors import CheckpointError, CorruptCheckpointError, HubUnreachableError
 
 FIRST_BYTES = 2**20  # of every file with weights: holds the header of all but the largest shards
@@ -71,8 +72,9 @@ def _headers(model_id: str, revision: str, folder: Path) -> hub.Snapshot:
         read.whole(choice.index)
         files = index_shards(folder / choice.index)
         hub.require_listed(model_id, files, names)
-    if CONFIG_NAME in names:
-        read.whole(CONFIG_NAME)
+    for name in (CONFIG_NAME, PARAMS_NAME):
+        if name in names:
+            read.whole(name)
     for name in files:
         if choice.format == "gguf":
             read.gguf(name)
