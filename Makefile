@@ -14,7 +14,7 @@ demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
 	@$(BIN)/alphalloc analyze "$(SMOLLM2)" --experts 150 -o demo/alphas.json --schedule demo/schedule.json
 
 test: .venv/.dev ## everything CI runs beside `check`
-	$(PYTEST) -n 2 --dist worksteal
+	$(PYTEST) -n 2 --dist loadfile
 
 test-long: .venv/.dev ## laws with 10,000 examples, older library versions in environments of their own
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600

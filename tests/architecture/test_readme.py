@@ -84,12 +84,12 @@ def test_every_python_block_runs_in_order(environment, workplace):
 
 
 @pytest.mark.parametrize("block", BASH, ids=lambda block: block.split("\n")[0])
-def test_every_shell_block_runs(block, environment, tmp_path):
+def test_every_shell_block_runs(block, environment, workplace):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = "set -e -m\n" + block.replace("8000", str(port))
-    assert run(["bash", "-c", script], environment, tmp_path)
+    assert run(["bash", "-c", script], environment, workplace)
 
 
 def test_the_table_is_what_the_demo_prints(environment, smollm2_file, tmp_path):
