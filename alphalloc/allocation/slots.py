@@ -1,8 +1,8 @@
 """What receives experts: a layer, or one target module of a layer. And how a user names some of them.
 
-A selector is ``"3"`` (layer 3), ``"0-3"`` (layers 0 to 3), ``"encoder.3"``, ``"encoder"`` (a stack), ``"q_proj"``
-(a role in every layer), ``"3.q_proj"``, ``"0-3.q_proj"`` or ``"encoder.3.q_proj"``. Roles exist where every module
-has its own count.
+A selector is ``"3"`` (layer 3 of every stack), ``"0-3"`` (layers 0 to 3), ``"encoder.3"``, ``"encoder"`` (a stack),
+``"q_proj"`` (a role in every layer), ``"3.q_proj"``, ``"0-3.q_proj"`` or ``"encoder.3.q_proj"``. Roles exist where
+every module has its own count.
 """
 
 from __future__ import annotations

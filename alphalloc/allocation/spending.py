@@ -63,8 +63,8 @@ def spend(
 
     if price(bounds.low) > limit:
         raise InfeasibleBudgetError(
-            f"a budget of {limit} parameters is below the minima: {least} experts need {price(bounds.low)} parameters; "
-            "raise the budget, lower the minimum, the rank or the number of target modules"
+            f"a budget of {limit} parameters is below the minima, which need {price(bounds.low)} parameters; raise the "
+            "budget to that, or lower the minimum, the rank or the number of target modules"
         )
     top = _bisect(lambda total: floor_price(total) <= limit, least, most)
     for total in range(top, least - 1, -1):
@@ -75,7 +75,7 @@ def spend(
         if price(counts) <= limit:
             _check_left(limit, price(counts), counts, bounds, cost)
             return Spending(total, counts, price(counts))
-    raise InfeasibleBudgetError(f"no total from {least} to {top} experts fits the groups and {limit} parameters")
+    raise InfeasibleBudgetError(f"no counts fit the groups and {limit} parameters")
 
 
 def _most(limit: int, bounds: SlotBounds, cost: Cost) -> int:
@@ -107,6 +107,6 @@ def _check_left(limit: int, spent: int, counts: Sequence[int], bounds: SlotBound
     step = max(cost(slot, n + 1) - cost(slot, n) for slot, n in enumerate(counts))
     if limit - spent >= step:
         raise InfeasibleBudgetError(
-            f"a budget of {limit} parameters is above the maxima: {sum(counts)} experts are all there may be and need "
-            f"{spent} parameters; lower the budget to that or raise the maximum"
+            f"a budget of {limit} parameters is above the maxima, which need {spent} parameters; lower the budget to "
+            "that or raise the maximum"
         )

@@ -198,7 +198,10 @@ def test_a_newer_major_version_is_refused() -> None:
         (with_layer(1, top_k=9), "layer 1: top_k 9 does not fit 4 experts"),
         (with_layer(1, top_k=0), "layer 1: top_k 0 does not fit 4 experts"),
         (edited(bounds={"min_experts": 3, "max_experts": None}), "layer 0 has 2 experts, outside its bounds, min 3"),
-        (edited(bounds={"min_experts": 1, "max_experts": 8}), "layer 2 has 9 experts, outside its bounds, min 1 and max 8"),
+        (
+            edited(bounds={"min_experts": 1, "max_experts": 8}),
+            "layer 2 has 9 experts, outside its bounds, min 1 and max 8",
+        ),
         (edited(budget={"unit": "experts", "total": 14}), "have 15 experts, the budget says 14"),
         (a_schedule().to_json().replace("3.0", "NaN"), "NaN is not a JSON number"),
         (a_schedule().to_json().replace("3.0", "1e999"), "a number that JSON does not have"),
