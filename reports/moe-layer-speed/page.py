@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 NAMES = ("base", "lora_r", "lora_Er", "dense", "dense_balance", "fixed_gate", "grouped", "loop", "einsum")
@@ -133,18 +134,24 @@ def _training(training: dict[str, Any] | None) -> str:
             f"| {training['memory_mb'][name]['peak_added']:.0f} |"
         )
     batch, length = training["batch"]
+    added = training["time_over_lora"]["ours"]["median"]
+    verdict = (
+        f"A step takes **{added:.2f}** times that of LoRA (target 1.1: {'met' if added <= LORA_TARGET else 'missed'}): "
+        "few tokens on a hidden size of 576 are where the router weighs most, see above."
+    )
     note = (
         f"{training['model']}; batch {batch} x {length} tokens, AdamW. `lora` is PEFT's LoRA of rank "
         f"{training['experts'] * training['rank']}, `ours` {training['experts']} experts of rank {training['rank']}, "
         "top 2; `ours_balance` with the injected balance loss. Memory is measured in a process of its own."
     )
-    return "\n".join(rows) + "\n\n" + note
+    return verdict + "\n\n" + "\n".join(rows) + "\n\n" + note
 
 
 def _method(results: dict[str, Any]) -> str:
     machine = results["environment"]
+    waits = [r["wall_ms"][name]["median"] / r["cpu_ms"][name]["median"] for r in results["layers"] for name in NAMES]
     libraries = "; ".join(
-        f"{lib['internal_api']} {lib['version'] or ''} ({lib['architecture'] or 'no architecture given'}, "
+        f"{lib['internal_api']} {lib['version'] or 'of no version'} ({lib['architecture'] or 'no architecture given'}, "
         f"{lib['num_threads']} thread)"
         for lib in machine["libraries"]
     )
@@ -153,6 +160,7 @@ def _method(results: dict[str, Any]) -> str:
         f"{machine['torch']} with {machine['torch_threads']} thread ({machine['cpu_capability']}); "
         f"torch multiplies with {'MKL' if machine['mkl'] else 'its own BLAS'}; threadpoolctl sees {libraries}. "
         f"{results['rounds']} rounds after 2 of warm-up; in each, every contender runs once, in rotating order. "
-        "Process CPU time; wall time is in results.json. The contenders that compute the same function are checked to "
+        f"Process CPU time decides: wall time, in results.json, was {statistics.median(waits):.1f} times that, the "
+        "machine's other work included. The contenders that compute the same function are checked to "
         "do so before they are timed. Nothing here was measured on a GPU."
     )
