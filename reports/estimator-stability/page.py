@@ -81,17 +81,18 @@ VERDICT = """
 - **Noise.** 0.1 % noise on the singular values moves its alpha by at most {robust_spread:.1%} on any of the {matrices}
   matrices, and {robust_moved} experts of a schedule at worst. The released estimator, and the same with its bounds
   repaired, move single alphas by up to {peak_spread:.0%} and up to {peak_moved} of 150 experts; `ks`, which is
-  WeightWatcher's, by up to {ks_spread:.0%} and {ks_moved}. Rounding to bfloat16 tells the same: {robust_rounded} experts
-  against up to {peak_rounded}; a model in two formats can get two schedules from them.
+  WeightWatcher's, by up to {ks_spread:.0%} and {ks_moved}. Rounding to bfloat16 tells the same: {robust_rounded}
+  experts against up to {peak_rounded}; a model in two formats can get two schedules from them.
 - **Rank.** Its layer means rank as those of the released estimator (`xmin_peak_reference`) do with {robust_rank};
   `hill_fraction` is level with it ({hill_rank}), `xmin_median` is not ({median_rank}).
 - **Bias.** On exact power laws all six are right to 2 % in the mean; none has an advantage there.
-- **The runner-up** is `hill_fraction` at 0.25: it ranks layers almost as the default does, its schedules are as wide, and
-  it is simpler, but noise moves it further (up to {hill_spread:.1%}, {hill_moved} expert).
+- **The runner-up** is `hill_fraction` at 0.25: it ranks layers almost as the default does, its schedules are as wide,
+  and it is simpler, but noise moves it further (up to {hill_spread:.1%}, {hill_moved} expert).
 
 What speaks against all of them: **the tails of the stable estimators are no power laws.** The bootstrap rejects the
-default's (p < 0.1) on {robust_rejected} of the matrices. `ks`, which searches for the tail that fits best, is rejected on
-{ks_rejected}, on tails of about a tenth of the spectrum, and pays for it with its instability. A stable alpha is
+default's (p < 0.1) on {robust_rejected} of the matrices. `ks`, which searches for the tail that fits best, is rejected
+on {ks_rejected}, on tails of about a tenth of the spectrum (and its p-values err to the lenient side, because the search
+flatters the data more than the replicas), and pays for it with its instability. A stable alpha is
 therefore a slope of the upper part of the spectrum that ranks layers, not the exponent of a law; and schedules of the
 default are flatter than published ones for the same beta, which was chosen for the released estimator. Whether flatter
 or steeper schedules train better is a question for training runs; nothing here answers it.
