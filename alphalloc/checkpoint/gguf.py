@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def read_header(path: Path) -> GGUFHeader:
     tensors = [_tensor(path, size, data_start, *info) for info in infos]
     _check_layout(path, tensors)
     return GGUFHeader(metadata, tuple(tensors))
+
+
+def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the few facts of ``config.json`` that the metadata hold. GGUF stores q, k and v one after the other."""
+    architecture = metadata.get("general.architecture")
+    keys = {
+        "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length", "hidden_size": "embedding_length",
+    }  # fmt: skip
+    found = {ours: metadata.get(f"{architecture}.{theirs}") for ours, theirs in keys.items()}
+    return {"model_type": "gguf"} | {key: value for key, value in found.items() if isinstance(value, int)}
 
 
 class _Cursor:
@@ -230,6 +242,11 @@ class PackedSlice:
     block: int
     block_bytes: int
     file_bytes: int
+
+    def narrow(self, start: int, stop: int, shape: tuple[int, ...]) -> PackedSlice:
+        """The part from ``start`` to ``stop`` of the first axis, as ``shape``; rows are whole blocks."""
+        step = prod(self.shape[1:]) // self.block * self.block_bytes
+        return replace(self, offset=self.offset + start * step, shape=shape)
 
     def __call__(self) -> Array:
         constants, quants = _gguf_package(self.path)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from alphalloc.checkpoint.buffers import NUMPY_DTYPES
+from alphalloc.checkpoint.buffers import NUMPY_DTYPES, STORED_DTYPES
 from alphalloc.checkpoint.matrices import FLOAT_DTYPES, Array, StoredTensor, frozen
 from alphalloc.checkpoint.torch_file import TORCH_DTYPES
 from alphalloc.errors import UnsupportedCheckpointError
 
-_NUMPY_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()} | {
-    np.dtype(np.bool_): "BOOL", np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8", np.dtype(np.int16): "I16",
-    np.dtype(np.int32): "I32", np.dtype(np.int64): "I64",
-}  # fmt: skip
+_NUMPY_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {np.dtype(np.bool_): "BOOL"}
+
+_TOLD = (
+    "hidden_size", "n_embd", "num_attention_heads", "n_head", "num_key_value_heads", "num_kv_heads", "head_dim",
+    "multi_query", "new_decoder_architecture",
+)  # fmt: skip
 
 
 def is_module(value: object) -> bool:
@@ -63,6 +65,12 @@ def module_config(module: Any) -> dict[str, Any]:
     """Return what a transformers model says about itself in the words of ``config.json``; {} for other modules."""
     config = getattr(module, "config", None)
     found: dict[str, Any] = {"architectures": [type(module).__name__]}
+    text = getattr(config, "text_config", None)
+    for key in _TOLD:
+        value = getattr(config, key, None)
+        value = getattr(text, key, None) if value is None and text is not None else value
+        if isinstance(value, bool | int):
+            found[key] = value
     for key in ("model_type", "quantization_config"):
         value = getattr(config, key, None)
         if value is not None:
@@ -88,14 +96,17 @@ def _torch_tensor(name: str, tensor: Any, kind: str) -> StoredTensor:
     shape = tuple(int(side) for side in tensor.shape)
     storage = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), shape) if tensor.numel() else None
     nbytes = tensor.numel() * tensor.element_size()
-    return StoredTensor(name, shape, dtype, nbytes, "memory", _FromTorch(tensor), storage=storage, kind=kind)
+    raw = _FromTorch(tensor, raw=True) if dtype in STORED_DTYPES else None
+    return StoredTensor(name, shape, dtype, nbytes, "memory", _FromTorch(tensor), storage=storage, kind=kind, raw=raw)
 
 
 def _numpy_tensor(name: str, array: Array) -> StoredTensor:
     dtype = _NUMPY_NAMES.get(array.dtype, str(array.dtype))
     address = array.__array_interface__["data"][0]
     storage = (address, array.strides, array.shape) if array.size else None
-    return StoredTensor(name, array.shape, dtype, array.nbytes, "memory", _FromNumpy(array), storage=storage)
+    load = _FromNumpy(array)
+    raw = load if dtype in STORED_DTYPES else None
+    return StoredTensor(name, array.shape, dtype, array.nbytes, "memory", load, storage=storage, raw=raw)
 
 
 @dataclass(frozen=True)
@@ -103,10 +114,20 @@ class _FromTorch:
     """Views a CPU tensor as numpy, or copies a device tensor to the host; bfloat16 goes through its bits."""
 
     tensor: Any
+    raw: bool = False
+
+    def narrow(self, start: int, stop: int, shape: tuple[int, ...]) -> _FromTorch:
+        """The part from ``start`` to ``stop`` of the first axis, as ``shape``: a device tensor's alone is copied."""
+        return replace(self, tensor=self.tensor[start:stop].reshape(shape))
 
     def __call__(self) -> Array:
         torch = sys.modules["torch"]
         host = self.tensor.cpu()
+        stored = TORCH_DTYPES.get(str(host.dtype), "")
+        if self.raw and stored.startswith("F8_"):
+            return frozen(host.contiguous().view(torch.uint8).numpy().view(STORED_DTYPES[stored]))
+        if self.raw and stored != "BF16":
+            return frozen(host.numpy())
         if host.dtype == torch.bfloat16:
             return frozen(host.contiguous().view(torch.int16).numpy().view(NUMPY_DTYPES["BF16"]))
         if TORCH_DTYPES.get(str(host.dtype)) not in FLOAT_DTYPES:
@@ -117,6 +138,10 @@ class _FromTorch:
 @dataclass(frozen=True)
 class _FromNumpy:
     array: Array
+
+    def narrow(self, start: int, stop: int, shape: tuple[int, ...]) -> _FromNumpy:
+        """The part from ``start`` to ``stop`` of the first axis, as ``shape``."""
+        return _FromNumpy(self.array[start:stop].reshape(shape))
 
     def __call__(self) -> Array:
         return frozen(self.array)

@@ -1,7 +1,7 @@
-"""Recognises stored codes that are not numbers, by tensor names, dtypes and config, and refuses them by name.
+"""Recognises stored codes that were not unpacked, by tensor names, dtypes and config, and refuses them by name.
 
-An int8 or packed 4-bit tensor read as if its codes were weights gives a plausible and wrong spectrum, so every
-sign of quantisation refuses the whole checkpoint. GGUF is exempt: its types are dequantised.
+An int8 or packed 4-bit tensor read as if its codes were weights gives a plausible and wrong spectrum, so every sign of
+quantisation that was not understood refuses the whole checkpoint. GGUF is exempt: its reader knows every type.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ _METHODS = {
 
 
 def refuse_quantized(where: str, tensors: Sequence[StoredTensor], config: Mapping[str, Any]) -> None:
-    """Return when all is plain; otherwise raise UnsupportedCheckpointError naming the format and a tensor."""
+    """Return when what was not unpacked is plain; else raise UnsupportedCheckpointError naming format and tensor.
+
+    A config that names a method while nothing of it was found is refused too: the codes may be hidden anywhere.
+    """
     method = quantization_method(config)
-    name, found = _first_sign(tensors)
-    if not name and not method:
+    name, found = _first_sign([tensor for tensor in tensors if not tensor.quantized])
+    if not name and (not method or any(tensor.quantized for tensor in tensors)):
         return
     label = _label(found, method, {tensor.name for tensor in tensors})
     evidence = f"tensor {name!r}" if name else "config.json (quantization_config), though no packed tensor was found"
@@ -52,6 +55,16 @@ def refuse_quantized(where: str, tensors: Sequence[StoredTensor], config: Mappin
         f"{where}: expected plain weights, found {label} by {evidence}; these are codes, not numbers, and are not read "
         "yet: use the unquantised checkpoint"
     )
+
+
+def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``quantization_config`` of the model or its text model (compressed-tensors' older key included), or {}."""
+    for holder in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            settings = holder.get(key) if isinstance(holder, Mapping) else None
+            if isinstance(settings, Mapping):
+                return settings
+    return {}
 
 
 def quantization_method(config: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alphalloc.checkpoint import gguf, hub, memory, remote, safetensors, torch_file
+from alphalloc.checkpoint import fused, gguf, hub, memory, remote, safetensors, torch_file
+from alphalloc.checkpoint.experts import split_experts
 from alphalloc.checkpoint.files import file_size, inside, read_json_object
 from alphalloc.checkpoint.folder import (
     CONFIG_NAME,
@@ -21,11 +22,13 @@ from alphalloc.checkpoint.folder import (
     refuse_lone_shard,
     shard_paths,
 )
-from alphalloc.checkpoint.matrices import Checkpoint, StoredTensor, fingerprint
+from alphalloc.checkpoint.fused import mark_conv1d
+from alphalloc.checkpoint.matrices import Checkpoint, SkippedTensor, StoredTensor, fingerprint
 from alphalloc.checkpoint.meta import PARAMS_NAME, is_meta, join_ranks, meta_path
 from alphalloc.checkpoint.naming import gguf_path, module_path
 from alphalloc.checkpoint.quantization import refuse_quantized
 from alphalloc.checkpoint.selection import Options, select
+from alphalloc.checkpoint.unpack import unpack
 from alphalloc.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -45,6 +48,7 @@ def open_checkpoint(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     embeddings: bool = False,
+    split_fused: bool = True,
     headers_only: bool = False,
 ) -> Checkpoint:
     """Return the Checkpoint of ``model``: its weight matrices with their places, and what is left out and why.
@@ -60,11 +64,13 @@ def open_checkpoint(
     headers_only: of a hub id that is not in the cache read the headers over the network and download nothing; its
         matrices cannot be loaded then.
     embeddings: also take the matrices outside the blocks (embeddings, lm_head, pooler, classifier), as layer -1.
+    split_fused: take q, k and v, and gate and up, apart where they are stored as one ("<tensor>[q_proj]"); False keeps
+        them together. Experts stored as one tensor are taken apart in any case ("<tensor>[3]").
 
     Raises the classes below CheckpointError for what cannot be read, NothingToAnalyzeError for a glob that matches
     nothing and when no matrix is left.
     """
-    options = Options(layer_pattern, _globs(include), _globs(exclude), embeddings)
+    options = Options(layer_pattern, _globs(include), _globs(exclude), embeddings, split_fused)
     if memory.is_module(model) or isinstance(model, Mapping):
         _no_revision(revision, "a model in memory")
         return _assemble(_in_memory(model), options)
@@ -105,9 +111,13 @@ class _Source:
 
 
 def _assemble(source: _Source, options: Options) -> Checkpoint:
+    stored = source.tensors
+    companions: list[SkippedTensor] = []
     if source.format != "gguf":
-        refuse_quantized(source.model_id, source.tensors, source.config)
-    matrices, skipped = select(source.tensors, source.config, options, source.spell)
+        stored, companions = unpack(source.tensors, source.config)
+        refuse_quantized(source.model_id, stored, source.config)
+    tensors, notes = _taken_apart(replace(source, tensors=stored), options.split_fused)
+    matrices, skipped = select(tensors, source.config, options, source.spell)
     return Checkpoint(
         model_id=source.model_id,
         revision=source.revision,
@@ -117,10 +127,17 @@ def _assemble(source: _Source, options: Options) -> Checkpoint:
         architecture=source.architecture or _architecture(source.config),
         quantized=any(matrix.quantized for matrix in matrices),
         matrices=matrices,
-        skipped=skipped,
+        skipped=(*skipped, *companions),
         files=source.files,
-        notes=source.notes,
+        notes=source.notes + notes,
     )
+
+
+def _taken_apart(source: _Source, split: bool) -> tuple[list[StoredTensor], tuple[str, ...]]:
+    """Fused experts one by one, fused projections in their parts where ``split``."""
+    tensors = mark_conv1d(source.tensors, source.spell)
+    tensors = split_experts(tensors, source.config, source.spell, split_fused=split)
+    return fused.split_fused(tensors, source.config, source.spell) if split else (tensors, ())
 
 
 def _in_memory(model: Any) -> _Source:
@@ -147,7 +164,8 @@ def _local(path: Path, model_id: str, commit: str | None = None, revision: str |
         architecture = header.metadata.get("general.architecture")
         name = architecture if isinstance(architecture, str) else None
         spell = partial(gguf_path, architecture=name or "")
-        return source(tensors=list(header.tensors), config={}, architecture=name, spell=spell)
+        config = gguf.config_of(header.metadata)
+        return source(tensors=list(header.tensors), config=config, architecture=name, spell=spell)
     read = safetensors.read_headers if choice.format == "safetensors" else torch_file.read_headers
     if choice.layout == "meta" or paths[0].name.startswith("consolidated"):
         params = _json_of(folder, PARAMS_NAME)

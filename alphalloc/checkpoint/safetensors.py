@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from alphalloc.checkpoint.buffers import FileSlice, NotNumbers
+from alphalloc.checkpoint.buffers import STORED_DTYPES, FileSlice, NotNumbers
 from alphalloc.checkpoint.files import MAX_TENSORS, open_regular, parse_json_object, read_into
 from alphalloc.checkpoint.matrices import FLOAT_DTYPES, StoredTensor
 from alphalloc.errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -86,8 +86,9 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> St
     if data_start + end > size:
         raise CorruptCheckpointError(f"{where}: ends at byte {data_start + end} of a file of {size}; truncated")
     offset = data_start + begin
-    load = FileSlice(str(path), offset, tuple(shape), dtype, size) if dtype in FLOAT_DTYPES else NotNumbers(name, dtype)
-    return StoredTensor(name, tuple(shape), dtype, end - begin, str(path), load, offset=offset)
+    raw = FileSlice(str(path), offset, tuple(shape), dtype, size) if dtype in STORED_DTYPES else None
+    load = raw if raw is not None and dtype in FLOAT_DTYPES else NotNumbers(name, dtype)
+    return StoredTensor(name, tuple(shape), dtype, end - begin, str(path), load, offset=offset, raw=raw)
 
 
 def _is_sizes(value: Any) -> bool:

@@ -17,7 +17,6 @@ from alphalloc.errors import NothingToAnalyzeError
 
 MAX_SIDE = 262_144  # chosen here: no block matrix of a published model comes near either bound
 MAX_ELEMENTS = 2**31
-_CONV1D_ENDINGS = (".c_attn", ".c_fc", ".c_proj", ".q_attn")
 _NEAR_WORDS = 2000  # looking for near matches takes about a second for these
 _HEADS = ("lm_head", "embed_out", "output")
 _OUTSIDE = "outside the repeated blocks (embedding, head or pooler)"
@@ -31,12 +30,13 @@ class _Unexpected(str):
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller chose: a block pattern, globs on tensor name, module path or role, and embeddings or not."""
+    """What the caller chose: a block pattern, globs on name, module or role, embeddings or not, fused taken apart."""
 
     layer_pattern: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
+    split_fused: bool = True
 
 
 def select(
@@ -56,7 +56,11 @@ def select(
     """
     reasons = {tensor.name: _not_a_matrix(tensor) for tensor in tensors}
     candidates = [tensor for tensor in tensors if not reasons[tensor.name]]
-    places = find_places({tensor.name: spell(tensor.name) for tensor in candidates}, options.layer_pattern)
+    paths = {tensor.name: tensor.place or spell(tensor.name) for tensor in candidates}
+    places = find_places(paths, options.layer_pattern)
+    for tensor in candidates:
+        if tensor.module:  # a part of a fused tensor: its block and role are its own, its module that of the whole
+            places[tensor.name] = replace(places[tensor.name], module=tensor.module)
     reasons |= _repeated(candidates, places, config)
     for tensor in candidates:
         if places[tensor.name].layer < 0 and not options.embeddings:
@@ -65,8 +69,7 @@ def select(
             reasons[tensor.name] = reasons[tensor.name] or "embedding inside a block"
     _distinguish_outside(places)
     _filter(reasons, places, options)
-    conv1d = _conv1d_names(candidates, places)
-    matrices = [_matrix(t, places[t.name], t.name in conv1d) for t in candidates if not reasons[t.name]]
+    matrices = [_matrix(t, places[t.name], t.kind == "conv1d") for t in candidates if not reasons[t.name]]
     if not matrices:
         raise NothingToAnalyzeError(
             f"expected matrices to analyse, but all {len(tensors)} tensors are left out; loosen include and exclude"
@@ -159,7 +162,7 @@ def _filter(reasons: dict[str, str], places: Mapping[str, Place], options: Optio
 
 
 def _matches(name: str, place: Place, glob: str) -> bool:
-    return any(fnmatchcase(text, glob) for text in (name, place.module, place.role))
+    return any(fnmatchcase(text, glob) for text in (name, name.partition("[")[0], place.module, place.role))
 
 
 def _no_match(
@@ -174,19 +177,6 @@ def _no_match(
     words = dict.fromkeys(text for name in chosen for text in (places[name].role, name, places[name].module))
     near = difflib.get_close_matches(glob.strip("*."), list(words)[:_NEAR_WORDS], n=3, cutoff=0.4) or list(words)[:3]
     return f"{kind} {glob!r} matches no matrix by name, module or role; near ones: {', '.join(near)}"
-
-
-def _conv1d_names(candidates: Sequence[StoredTensor], places: Mapping[str, Place]) -> set[str]:
-    """Names of GPT-2's Conv1D weights (stored in x out) as opposed to linear layers that bear the same names.
-
-    Class names decide for a module in memory. For a file, c_attn does: it makes queries, keys and values of one
-    input, so its outputs outnumber its inputs, and its stored shape tells which axis is which.
-    """
-    by_class = {tensor.name for tensor in candidates if tensor.kind == "conv1d"}
-    attention = [tensor for tensor in candidates if places[tensor.name].module.endswith(".c_attn")]
-    if by_class or not attention or any(tensor.shape[0] >= tensor.shape[1] for tensor in attention):
-        return by_class
-    return {name for name, place in places.items() if place.layer >= 0 and place.module.endswith(_CONV1D_ENDINGS)}
 
 
 def _matrix(tensor: StoredTensor, place: Place, turned: bool) -> WeightMatrix:

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from alphalloc.checkpoint.buffers import FileSlice, NotNumbers
+from alphalloc.checkpoint.buffers import STORED_DTYPES, FileSlice, NotNumbers
 from alphalloc.checkpoint.files import MAX_TENSORS, open_regular, read_into
 from alphalloc.checkpoint.matrices import FLOAT_DTYPES, StoredTensor
 from alphalloc.errors import (
@@ -156,14 +156,15 @@ def _tensor(path: Path, name: str, value: Any, size: int) -> StoredTensor:
         )
     if offset + storage.nbytes() > size:
         raise CorruptCheckpointError(f"{where}: its storage ends after the file's {size} bytes; truncated")
-    if len(shape) == 2 and not value.is_contiguous():
+    if len(shape) in (2, 3) and not value.is_contiguous():
         raise UnsupportedCheckpointError(
             f"{where}: is stored with strides {tuple(value.stride())}; save it with .contiguous()"
         )
     begin = offset + start
-    plain = dtype in FLOAT_DTYPES
-    load = FileSlice(str(path), begin, shape, dtype, size) if plain else NotNumbers(name, dtype)
-    return StoredTensor(name, shape, dtype, nbytes, str(path), load, offset=begin, storage=(str(path), begin, shape))
+    raw = FileSlice(str(path), begin, shape, dtype, size) if dtype in STORED_DTYPES and value.is_contiguous() else None
+    load = raw if raw is not None and dtype in FLOAT_DTYPES else NotNumbers(name, dtype)
+    place = (str(path), begin, shape)
+    return StoredTensor(name, shape, dtype, nbytes, str(path), load, offset=begin, storage=place, raw=raw)
 
 
 def _refuse_other_format(path: Path, size: int) -> None:

@@ -125,9 +125,10 @@ def test_conv1d_needs_the_shape_of_c_attn() -> None:
     linear = {f"h.{i}.attn.c_attn.weight": torch.ones(12, 4) for i in range(2)} | {
         f"h.{i}.mlp.c_fc.weight": torch.arange(64.0).reshape(16, 4) for i in range(2)
     }
-    assert {m.role: m.shape for m in open_checkpoint(linear).matrices} == {"c_attn": (12, 4), "c_fc": (16, 4)}
+    whole = open_checkpoint(linear, split_fused=False).matrices
+    assert {m.role: m.shape for m in whole} == {"c_attn": (12, 4), "c_fc": (16, 4)}
     conv1d = {name: tensor.T.contiguous() for name, tensor in linear.items()}
-    turned = open_checkpoint(conv1d).matrices
+    turned = open_checkpoint(conv1d, split_fused=False).matrices
     assert {m.role: m.shape for m in turned} == {"c_attn": (12, 4), "c_fc": (16, 4)}
     for matrix in turned:
         np.testing.assert_array_equal(matrix.load(), linear[matrix.name].numpy())
