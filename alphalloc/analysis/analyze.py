@@ -58,6 +58,7 @@ def analyze(
     stability: bool = False,
     gof: bool = False,
     randomize: bool = False,
+    planned: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelAlphas:
     """Return the power-law alpha of every weight matrix in the blocks of ``model``, and their layer means.
@@ -70,8 +71,8 @@ def analyze(
     as it is known, so that a run that was killed goes on where it stopped. ``fill="median"`` gives a layer without any
     valid alpha the median of the others. ``strict``: a skipped block matrix or one without an alpha raises.
     ``workers``: threads, default one a core. ``memory``: what matrices may take, in bytes or as "8GiB"; measured
-    free memory when None (see ``plan.make_plan``, which decides what is computed at once). ``progress`` is called
-    after every matrix.
+    free memory when None (see ``plan.make_plan``, which decides what is computed at once). ``planned`` is called with
+    that plan before the work, ``progress`` after every matrix.
     ``sampling="farms"``: alphas of pooled sub-matrices (``spectra.farms_esd``, with settings ``farms``): another
     measure, kept apart in the cache. How far each alpha can be trusted: ``stability`` gives it a band, the bulk edge of
     noise and the spikes beyond; ``gof`` a bootstrap p-value and likelihood ratios; ``randomize`` soft rank and distance
@@ -93,6 +94,8 @@ def analyze(
     if not checkpoint.matrices:
         raise NothingToAnalyzeError(_nothing_message(checkpoint))
     plan = make_plan(checkpoint, memory=memory, workers=workers, farms=windows)
+    if planned is not None:
+        planned(plan)
     store = _open_cache(cache, checkpoint, windows)
     how = _How(fit, estimator, hill_fraction, windows, trust)
     matrices = _matrix_alphas(checkpoint.matrices, plan, how, store, progress)

@@ -125,9 +125,11 @@ def make_plan(
     does not fit even so, and AnalysisError for a budget that is no size.
     """
     budget, most = memory_budget(memory), workers or available_cores()
+    _refuse_too_large(checkpoint.matrices, budget, farms)
     groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for position, matrix in enumerate(checkpoint.matrices):
-        groups[_side(matrix, farms), _needs_slabs(matrix, budget, farms)].append(position)
+        slabs = task_bytes(matrix, farms=farms) > budget
+        groups[_side(matrix, farms), slabs].append(position)
     batches = [_batch(checkpoint.matrices, key, positions, farms) for key, positions in groups.items()]
     batches.sort(key=lambda batch: (-cost(checkpoint.matrices[batch.positions[0]], farms), batch.by_slabs))
     return Plan(tuple(_stages(batches, budget, most)), budget)
@@ -187,19 +189,24 @@ def _matrix_bytes(matrix: WeightMatrix, by_slabs: bool) -> int:
     return matrix.nbytes + unpacked
 
 
-def _needs_slabs(matrix: WeightMatrix, budget: int, farms: FarmsSettings | None) -> bool:
-    """Whether ``matrix`` fits by slabs only; MemoryBudgetError when it does not fit at all."""
-    if task_bytes(matrix, farms=farms) <= budget:
-        return False
-    possible = farms is None and can_read_by_slabs(matrix)  # windows overlap: FARMS needs the matrix whole
-    least = task_bytes(matrix, by_slabs=possible, farms=farms)
-    if possible and least <= budget:
-        return True
-    rows, cols = matrix.shape
+def _refuse_too_large(matrices: Sequence[WeightMatrix], budget: int, farms: FarmsSettings | None) -> None:
+    """Raise MemoryBudgetError, naming the one that needs most, for matrices that do not fit even by slabs."""
+    least = [_least_bytes(matrix, farms) for matrix in matrices]
+    most = max(least, default=0)
+    if most <= budget:
+        return
+    matrix, (rows, cols) = matrices[least.index(most)], matrices[least.index(most)].shape
     raise MemoryBudgetError(
-        f"{matrix.name}: {rows} x {cols} of {matrix.dtype} needs {least} bytes of memory, the budget is {budget}; "
-        f"allow at least {-(-least // 2**20)}MiB, or leave the matrix out (exclude)"
+        f"{matrix.name}: {rows} x {cols} of {matrix.dtype} needs {most} bytes of memory, the budget is {budget} "
+        f"({sum(need > budget for need in least)} of {len(least)} matrices need more); "
+        f"allow at least {-(-most // 2**20)}MiB, or leave them out (exclude)"
     )
+
+
+def _least_bytes(matrix: WeightMatrix, farms: FarmsSettings | None) -> int:
+    slabs = farms is None and can_read_by_slabs(matrix)  # windows overlap: FARMS needs the matrix whole
+    whole = task_bytes(matrix, farms=farms)
+    return min(whole, task_bytes(matrix, by_slabs=True)) if slabs else whole
 
 
 def _batch(

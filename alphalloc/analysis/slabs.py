@@ -13,6 +13,7 @@ import numpy as np
 from alphalloc.checkpoint.buffers import NUMPY_DTYPES, FileSlice, Transposed, scratch
 from alphalloc.checkpoint.files import open_regular, read_into
 from alphalloc.checkpoint.matrices import Array, WeightMatrix, frozen
+from alphalloc.checkpoint.remote import NotDownloaded
 from alphalloc.errors import CorruptCheckpointError
 
 
@@ -65,7 +66,7 @@ class TransposedSlabs:
 
 def can_read_by_slabs(matrix: WeightMatrix) -> bool:
     """Whether the matrix is plain numbers in a file, as they stand or transposed."""
-    return isinstance(_file_slice(matrix), FileSlice)
+    return _file_slice(matrix) is not None
 
 
 def by_slabs(matrix: WeightMatrix) -> SlabReader | TransposedSlabs:
@@ -78,5 +79,6 @@ def by_slabs(matrix: WeightMatrix) -> SlabReader | TransposedSlabs:
 
 
 def _file_slice(matrix: WeightMatrix) -> FileSlice | None:
-    load = matrix.load.load if isinstance(matrix.load, Transposed) else matrix.load
+    load = matrix.load.load if isinstance(matrix.load, NotDownloaded) else matrix.load
+    load = load.load if isinstance(load, Transposed) else load
     return load if isinstance(load, FileSlice) and len(load.shape) == 2 else None

@@ -43,16 +43,19 @@ def open_headers(model_id: str, revision: str | None, assemble: Callable[[hub.Sn
 
 
 def _without_values(checkpoint: Checkpoint) -> Checkpoint:
-    refuse = NotDownloaded(checkpoint.model_id)
-    matrices = tuple(replace(m, source=Path(m.source).name, load=refuse) for m in checkpoint.matrices)
+    name = checkpoint.model_id
+    matrices = tuple(
+        replace(m, source=Path(m.source).name, load=NotDownloaded(name, m.load)) for m in checkpoint.matrices
+    )
     return replace(checkpoint, matrices=matrices, files=tuple(Path(path.name) for path in checkpoint.files))
 
 
 @dataclass(frozen=True)
 class NotDownloaded:
-    """Stands for the values of a matrix of which only the header was read."""
+    """Stands for the values of a matrix of which only the header was read; ``load`` is how they would be loaded."""
 
     model_id: str
+    load: Callable[[], Array]
 
     def __call__(self) -> Array:
         raise CheckpointError(f"{self.model_id}: only headers were read; open it without headers_only to load weights")

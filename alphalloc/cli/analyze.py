@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alphalloc.cli import options, output, render, trust
+from alphalloc.cli import options, output, planning, render, trust
 from alphalloc.cli.schedule_table import schedule_report
 from alphalloc.errors import InvalidParameterError
 
@@ -33,7 +33,6 @@ Estimator = Annotated[str | None, typer.Option(metavar="E", help="How alpha is f
 HillFraction = Annotated[float | None, typer.Option(metavar="F", help="Tail share of hill_fraction.  [default: 0.25]")]
 FillOption = Annotated[Fill | None, typer.Option(help="Give layers without a valid alpha the median of the others.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where spectra are computed.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads.  [default: one a core]")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep spectra on disk.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail when a matrix is skipped or has no alpha.")]
 AlphasOutput = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the alphas here.")]
@@ -58,7 +57,8 @@ def analyze(
     farms_windows: trust.FarmsWindows = None,
     estimators: trust.Estimators = None,
     device: DeviceOption = Device.auto,
-    workers: Workers = None,
+    workers: options.Workers = None,
+    memory: options.Memory = None,
     no_cache: NoCache = False,
     experts: options.Experts = None,
     rule: options.RuleName = None,
@@ -83,6 +83,7 @@ def analyze(
     windows = {"rows": farms_rows, "ratio": farms_ratio, "windows": farms_windows}
     fitting |= trust.measuring(stability, gof, randomize, sampling, windows)
     output.check_outputs(files, inputs=_input_files(model))
+    planning.check_memory(memory)
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is imported
 
@@ -113,6 +114,8 @@ def analyze(
             "fill": None if fill is None else "median",
             "strict": strict,
             "workers": workers,
+            "memory": memory,
+            "planned": None if quiet else planning.show_once(),
             "progress": progress,
         }
         if names is not None:

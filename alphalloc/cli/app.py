@@ -10,6 +10,7 @@ from alphalloc.cli import (
     adapter,
     allocate,
     analyze,
+    cache,
     compare,
     crosscheck,
     diff,
@@ -39,6 +40,7 @@ def build_app() -> typer.Typer:
     app.command("schema")(schema.schema)
     app.command("serve")(serve.serve)
     app.add_typer(adapter.app, name="adapter")
+    app.add_typer(cache.app, name="cache")
     return app
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alphalloc.cli import options, output, render
+from alphalloc.cli import options, output, planning, render
 from alphalloc.cli.text import byte_size, plain
+from alphalloc.errors import MemoryBudgetError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from alphalloc.analysis.plan import Plan, Speed
     from alphalloc.checkpoint import Checkpoint
 
 
@@ -21,12 +23,15 @@ def inspect(
     exclude: options.Exclude = None,
     layer_pattern: options.LayerPattern = None,
     embeddings: options.Embeddings = False,
+    workers: options.Workers = None,
+    memory: options.Memory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List what MODEL holds and what would be analysed.
+    """List what MODEL holds, what would be analysed, and the plan: order, memory, estimated time.
 
-    Reads headers only. What is left out is listed with the reason.
+    Reads headers only, of a model on the hub too. What is left out is listed with the reason.
     """
+    planning.check_memory(memory)
     from alphalloc.checkpoint import open_checkpoint
     from alphalloc.documents import pretty_json
 
@@ -37,11 +42,18 @@ def inspect(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         embeddings=embeddings,
+        headers_only=True,
     )
+    plan: tuple[Plan, Speed] | str
+    try:
+        plan = planning.planned(checkpoint, memory=memory, workers=workers)
+    except MemoryBudgetError as exc:  # what the checkpoint holds can be listed all the same
+        plan = str(exc)
     if as_json:
-        output.print_json(pretty_json(inspection(checkpoint)))
+        values = {"refused": plan} if isinstance(plan, str) else planning.plan_values(*plan)
+        output.print_json(pretty_json(inspection(checkpoint) | {"plan": values}))
     else:
-        render.print_table(lambda _: _report(checkpoint))
+        render.print_table(lambda _: _report(checkpoint, plan))
 
 
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -86,11 +98,15 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _report(checkpoint: Checkpoint) -> RenderableType:
+def _report(checkpoint: Checkpoint, plan: tuple[Plan, Speed] | str) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(Text(plain(checkpoint.model_id), style="bold"), _table(checkpoint), Text(_caption(checkpoint)))
+    title = Text(plain(checkpoint.model_id), style="bold")
+    parts: list[RenderableType] = [title, _table(checkpoint), Text(_caption(checkpoint))]
+    if isinstance(plan, str):
+        return Group(*parts, Text(f"no plan: {plain(plan)}"))
+    return Group(*parts, planning.plan_table(plan[0]), Text(planning.plan_line(*plan)))
 
 
 def _table(checkpoint: Checkpoint) -> Table:

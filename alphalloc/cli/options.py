@@ -35,6 +35,11 @@ LayerPattern = Annotated[
     str | None,
     typer.Option(metavar="PATTERN", help="Where the block index stands in tensor names, if not found by itself."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What matrices may take, such as 8GiB.  [default: 80 % of what is free]"),
+]
+Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads.  [default: one a core]")]
 Embeddings = Annotated[bool, typer.Option("--embeddings", help="Take embeddings and the output head in as well.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]

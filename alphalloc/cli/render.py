@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alphalloc.cli.output import print_text
-from alphalloc.cli.text import plain
+from alphalloc.cli.text import byte_size, duration, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,25 +71,36 @@ def progress_display(what: str, *, quiet: bool) -> Iterator[Callable[[Progress],
 @contextmanager
 def _live_bar(what: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Display
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[matrices]}", markup=False),
+        TextColumn("{task.fields[counts]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
     )
     with Display(*columns, console=Console(stderr=True, color_system=_colours()), transient=True) as display:
-        task = display.add_task(plain(what), total=None, matrices="")
+        task = display.add_task(plain(what), total=None, counts="", left="")
 
         def update(state: Progress) -> None:
-            counts = f"{state.done}/{state.total}"
-            display.update(task, total=state.bytes_total, completed=state.bytes_done, matrices=counts)
+            left = _left(state)
+            display.update(task, total=state.bytes_total, completed=state.bytes_done, counts=_counts(state), left=left)
 
         yield update
+
+
+def _counts(state: Progress) -> str:
+    """Matrices, bytes and pace: ``"12/210 matrices (3 cached), 1.0 GiB of 12.1 GiB, 86.0 MiB/s"``."""
+    cached = f" ({state.num_cached} cached)" if state.num_cached else ""
+    size = f"{byte_size(state.bytes_done)} of {byte_size(state.bytes_total)}"
+    rate = f", {byte_size(round(state.bytes_per_second))}/s" if state.bytes_per_second else ""
+    return f"{state.done}/{state.total} matrices{cached}, {size}{rate}"
+
+
+def _left(state: Progress) -> str:
+    return "" if state.seconds_left is None else f"about {duration(state.seconds_left)} left"
 
 
 def _colours() -> Literal["auto"] | None:
@@ -97,16 +108,16 @@ def _colours() -> Literal["auto"] | None:
 
 
 def _lines(what: str) -> Callable[[Progress], None]:
-    started = shown = time.monotonic()
+    shown = time.monotonic()
 
     def update(state: Progress) -> None:
         nonlocal shown
         now = time.monotonic()
         if state.done == state.total:
-            note(f"{what}: {state.total} matrices in {now - started:.1f} s")
+            cached = f", {state.num_cached} of them cached" if state.num_cached else ""
+            note(f"{what}: {state.total} matrices in {state.seconds:.1f} s{cached}")
         elif now - shown >= SECONDS_BETWEEN_LINES:
             shown = now
-            left = (now - started) * (state.bytes_total - state.bytes_done) / max(state.bytes_done, 1)
-            note(f"{what}: {state.done}/{state.total} matrices, about {left:.0f} s left")
+            note(", ".join(filter(None, (f"{what}: {_counts(state)}", _left(state)))))
 
     return update

@@ -34,3 +34,10 @@ def byte_size(count: int) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return ``seconds`` in the largest unit that keeps two digits, such as ``"45 s"``, ``"12 min"`` or ``"3.5 h"``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

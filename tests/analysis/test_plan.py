@@ -85,7 +85,7 @@ def test_what_does_not_fit_at_all_is_refused_with_the_bytes_it_needs(quantized):
     checkpoint = planned((64, 64), (4096, 11008), quantized=quantized)
     needed = task_bytes(checkpoint.matrices[1], by_slabs=not quantized)
     with pytest.raises(
-        MemoryBudgetError, match=rf"^layers\.1\.weight: 4096 x 11008 .* needs {needed} bytes.*104857600"
+        MemoryBudgetError, match=rf"^layers\.1\.weight: 4096 x 11008 .* needs {needed} bytes .*104857600 .1 of 2 "
     ):
         make_plan(checkpoint, memory="100MiB")
     enough = make_plan(checkpoint, memory=f"{-(-needed // MIB)}MiB")  # what the message asks for
