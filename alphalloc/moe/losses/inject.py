@@ -89,7 +89,7 @@ def inject_router_losses(
 
 
 def inject_loss(output: Tensor, loss_of: Callable[..., Tensor], tensors: tuple[Tensor, ...], weight: Tensor) -> Tensor:
-    """Return ``output``; its backward adds weight * d(loss_of(*tensors)) / d(tensors).
+    """Return ``output``, which must not be a leaf; its backward adds weight * d(loss_of(*tensors)) / d(tensors).
 
     The loss is computed in the backward only: nothing is kept for it but ``tensors``.
     """
@@ -123,7 +123,8 @@ class _RouterLosses(torch.autograd.Function):
         ctx.save_for_backward(logits_TE, chosen_TK)
         # Attributes of the node, not saved tensors: checkpointing recomputes the latter from whatever is current then.
         ctx.mask_T, ctx.weight, ctx.balance, ctx.z_loss = mask_T, weight, balance, z_loss
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # returned as it is: a view would forbid models that go on with it in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,7 +138,8 @@ class _LateLoss(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, loss_of: Callable[..., Tensor], weight: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.loss_of, ctx.weight = loss_of, weight
-        return output.view_as(output)
+        ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from alphalloc.errors import AdapterError
 from alphalloc.moe.context import RoutingContext
 from alphalloc.moe.losses import AuxLosses, AuxScale, attach_loss, inject_loss, micro_batches_in_step
+from alphalloc.moe.losses.inject import inject_router_losses
 from alphalloc.moe.losses.balance import router_z_loss, switch_balance
 from alphalloc.moe.losses.contrastive import expert_contrast
 
@@ -224,6 +225,21 @@ def test_attached_and_late_losses_ignore_what_the_output_receives():
     assert output.grad == 100
     assert torch.equal(p.grad, 0.5 * 3 * p.detach() ** 2)
     p.grad = output.grad = None
-    inject_loss(output, lambda t: (t**3).sum(), (p,), weight).mul(100.0).backward()
+    inject_loss(output * 1.0, lambda t: (t**3).sum(), (p,), weight).mul(100.0).backward()
     assert output.grad == 100
     assert torch.equal(p.grad, 0.5 * 3 * p.detach() ** 2)
+
+
+def test_a_model_may_go_on_with_the_output_in_place():
+    """Falcon's parallel attention adds into the linear's output."""
+    p = torch.tensor([2.0, 3.0], requires_grad=True)
+    logits = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
+    chosen, mask, weight = torch.tensor([[0, 1]]), torch.ones(1, dtype=torch.bool), torch.tensor(0.5)
+    late = inject_loss(p * 1.0, lambda t: (t**3).sum(), (p,), weight)
+    late.add_(1.0).sum().backward()
+    assert torch.equal(p.grad, 1 + 0.5 * 3 * p.detach() ** 2)
+    p.grad = None
+    router = inject_router_losses(p * 1.0, logits, chosen, mask, weight, balance=1.0, z_loss=0.0)
+    router.add_(1.0).sum().backward()
+    assert torch.equal(p.grad, torch.ones(2))
+    assert logits.grad.abs().max() > 0
