@@ -12,9 +12,9 @@ from torch import Tensor
 from alphalloc.errors import AdapterError
 from alphalloc.moe.context import RoutingContext
 from alphalloc.moe.losses import AuxLosses, AuxScale, attach_loss, inject_loss, micro_batches_in_step
-from alphalloc.moe.losses.inject import inject_router_losses
 from alphalloc.moe.losses.balance import router_z_loss, switch_balance
 from alphalloc.moe.losses.contrastive import expert_contrast
+from alphalloc.moe.losses.inject import inject_router_losses
 
 EXPERTS = [(4, 2), (3, 3), (1, 1), (5, 1)]
 MASK = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
