@@ -48,7 +48,7 @@ def test_the_version_is_that_of_the_package():
 
 def test_signatures_that_others_call():
     analyze = inspect.signature(alphalloc.analyze).parameters
-    assert list(analyze)[0] == "model"
+    assert next(iter(analyze)) == "model"
     assert {name: analyze[name].default for name in ("estimator", "revision", "device", "cache")} == {
         "estimator": "xmin_peak_robust",
         "revision": None,

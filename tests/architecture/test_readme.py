@@ -105,7 +105,9 @@ def test_the_rooms_are_those_of_the_floor_test():
     for floor, rooms in re.findall(r"^\| (\d) \| (.*?) \|", README, re.MULTILINE):
         for room in re.findall(r"`alphalloc/(\w+)(?:\.py|/)`", rooms):
             listed[room] = int(floor)
-    here = {path.stem for path in (ROOT / "alphalloc").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    here = {
+        path.stem for path in (ROOT / "alphalloc").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     expected = {room: floor for room, floor in FLOORS.items() if room in here and room != "__main__"}
     assert listed == expected
 

@@ -62,10 +62,12 @@ def test_the_installed_package_allocates_and_serves(installed):
     code = """
 import alphalloc, alphalloc_service, sys
 from pathlib import Path
-assert Path(alphalloc.__file__).is_relative_to(sys.argv[1]) and Path(alphalloc_service.__file__).is_relative_to(sys.argv[1])
+for package in (alphalloc, alphalloc_service):
+    assert Path(package.__file__).is_relative_to(sys.argv[1])
 from alphalloc_service.app import create_app
 from starlette.testclient import TestClient
-answer = TestClient(create_app()).post("/v1/allocations", json={"source": {"alphas": [2.0, 3.0]}, "budget": {"total": 4}})
+question = {"source": {"alphas": [2.0, 3.0]}, "budget": {"total": 4}}
+answer = TestClient(create_app()).post("/v1/allocations", json=question)
 assert answer.status_code == 200, answer.text
 assert answer.json()["id"] == alphalloc.allocate([2.0, 3.0], budget=4).id
 """
