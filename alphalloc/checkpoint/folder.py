@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from alphalloc.checkpoint.adapter import ADAPTER_FILES
 from alphalloc.checkpoint.files import inside, read_json_object
 from alphalloc.checkpoint.meta import lone_rank, rank_files
 from alphalloc.errors import (
@@ -42,8 +43,8 @@ class Choice:
 def choose(where: str, names: Iterable[str]) -> Choice:
     """Return what to read of the files ``names``: safetensors before PyTorch files before GGUF before Meta's layout.
 
-    Raises UnsupportedCheckpointError for a folder that holds an adapter alone, CheckpointNotFoundError when there are
-    no weights, incomplete shards without index, or several models, CorruptCheckpointError for a gap in Meta's ranks.
+    A folder without a model may hold an adapter. Raises CheckpointNotFoundError when there are no weights, incomplete
+    shards without index, or several models, CorruptCheckpointError for a gap in Meta's ranks.
     """
     top = sorted(name for name in names if "/" not in name)
     for suffix, kind in _FORMATS:
@@ -56,8 +57,9 @@ def choose(where: str, names: Iterable[str]) -> Choice:
     original = _consolidated(where, top)
     if original is not None:
         return original
-    if "adapter_model.safetensors" in top or "adapter_model.bin" in top:
-        raise UnsupportedCheckpointError(f"{where}: holds an adapter, not a model; give the base model it belongs to")
+    adapter = next((name for name in ADAPTER_FILES if name in top), None)
+    if adapter is not None:
+        return Choice("safetensors" if adapter.endswith(".safetensors") else "torch", (adapter,), layout="adapter")
     listed = ", ".join(top[:8]) or "nothing"
     raise CheckpointNotFoundError(f"{where}: expected .safetensors, pytorch_model*.bin or .gguf files, found {listed}")
 

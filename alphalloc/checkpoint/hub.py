@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from alphalloc.checkpoint.adapter import ADAPTER_CONFIG
 from alphalloc.checkpoint.folder import CONFIG_NAME, choose, index_shards
 from alphalloc.checkpoint.meta import PARAMS_NAME
 from alphalloc.errors import (
@@ -127,7 +128,7 @@ def _download(model_id: str, revision: str) -> Snapshot:
         index = hf_hub_download(model_id, choice.index, revision=commit)
         files = [choice.index, *index_shards(Path(index))]
         require_listed(model_id, files, names)
-    files += [name for name in names if name in (CONFIG_NAME, PARAMS_NAME)]
+    files += [name for name in names if name in (CONFIG_NAME, PARAMS_NAME, ADAPTER_CONFIG)]
     # The branch name, not the commit, is passed on: this records it in the cache for later offline use.
     folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=[glob.escape(f) for f in files]))
     return Snapshot(folder, folder.name)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alphalloc.checkpoint import fused, gguf, hub, memory, remote, safetensors, torch_file
+from alphalloc.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_FILES, low_rank_tensors
+from alphalloc.checkpoint.base import minus_base
 from alphalloc.checkpoint.experts import split_experts
 from alphalloc.checkpoint.files import file_size, inside, read_json_object
 from alphalloc.checkpoint.folder import (
@@ -49,6 +51,7 @@ def open_checkpoint(
     exclude: Iterable[str] = (),
     embeddings: bool = False,
     split_fused: bool = True,
+    base: Any = None,
     headers_only: bool = False,
 ) -> Checkpoint:
     """Return the Checkpoint of ``model``: its weight matrices with their places, and what is left out and why.
@@ -66,10 +69,19 @@ def open_checkpoint(
     embeddings: also take the matrices outside the blocks (embeddings, lm_head, pooler, classifier), as layer -1.
     split_fused: take q, k and v, and gate and up, apart where they are stored as one ("<tensor>[q_proj]"); False keeps
         them together. Experts stored as one tensor are taken apart in any case ("<tensor>[3]").
+    base: another model of the same shapes (anything that ``model`` can be); every matrix is then the difference of the
+        two, in float64.
+
+    A folder with a LoRA adapter gives one matrix a pair of factors, scale · B A; its ``load`` returns a value with the
+    slices of an array and the factors ``left`` and ``right``.
 
     Raises the classes below CheckpointError for what cannot be read, NothingToAnalyzeError for a glob that matches
     nothing and when no matrix is left.
     """
+    if base is not None:
+        same: dict[str, Any] = {"layer_pattern": layer_pattern, "include": _globs(include), "exclude": _globs(exclude)}
+        same |= {"embeddings": embeddings, "split_fused": split_fused, "headers_only": headers_only}
+        return minus_base(open_checkpoint(model, revision=revision, **same), open_checkpoint(base, **same))
     options = Options(layer_pattern, _globs(include), _globs(exclude), embeddings, split_fused)
     if memory.is_module(model) or isinstance(model, Mapping):
         _no_revision(revision, "a model in memory")
@@ -173,6 +185,9 @@ def _local(path: Path, model_id: str, commit: str | None = None, revision: str |
         return source(tensors=tensors, config=config, spell=meta_path if is_meta(tensors) else module_path)
     tensors = [tensor for shard in paths for tensor in read(shard)]
     _check_shards(path, choice, tensors)
+    if choice.layout == "adapter" or paths[0].name in ADAPTER_FILES:
+        facts = _json_of(folder, ADAPTER_CONFIG)
+        return source(tensors=low_rank_tensors(folder, tensors, facts), config=config, architecture="LoRA")
     return source(tensors=tensors, config=config)
 
 

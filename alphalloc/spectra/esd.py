@@ -38,8 +38,14 @@ def esd(weight: Any) -> ESD:
     Computed as float64 Gram + float64 eigenvalues; each eigenvalue is within max(nmin, 8)·2.2e-16·λmax of the squared
     singular value. Two identities are checked on every matrix before anything is dropped: Σλ = ‖W‖_F² and Σλ² = ‖G‖_F².
 
+    A weight that shows two factors ``left`` and ``right`` instead of numbers goes through those (``low_rank_esd``).
+
     Raises MatrixShapeError, NonFiniteWeightError, or SpectrumCheckError when an identity is off by more than 1e-10.
     """
+    if hasattr(weight, "left") and hasattr(weight, "right"):
+        from alphalloc.spectra.low_rank import low_rank_esd  # it needs this module
+
+        return low_rank_esd(weight.left, weight.right)
     product = gram(weight)
     values = eigenvalues(product.matrix)
     _check_identities(values, product)

@@ -222,7 +222,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = 
     "no weights": (touch("config.json", "vocab.txt"), CheckpointNotFoundError, "found config.json, vocab.txt"),
     "Meta's layout, empty": (touch("consolidated.00.pth"), CorruptCheckpointError, "consolidated.00.pth"),
     "Mistral's layout, empty": (touch("consolidated.safetensors"), CorruptCheckpointError, "found 0 bytes"),
-    "an adapter": (touch("adapter_model.safetensors"), UnsupportedCheckpointError, "give the base model"),
+    "an empty adapter": (touch("adapter_model.safetensors"), CorruptCheckpointError, "found 0 bytes"),
     "two models": (touch("a.gguf", "b.gguf"), CheckpointNotFoundError, "give the path of one: a.gguf, b.gguf"),
     "a missing shard": (touch("model-00001-of-00003.safetensors"), CheckpointNotFoundError, r"missing \[2, 3\]"),
     "shards of two models": (
