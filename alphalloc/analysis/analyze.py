@@ -48,6 +48,8 @@ def analyze(
     exclude: Sequence[str] = (),
     layer_pattern: str | None = None,
     embeddings: bool = False,
+    split_fused: bool = True,
+    base: Any = None,
     hill_fraction: float = 0.25,
     fill: Literal["median"] | None = None,
     strict: bool = False,
@@ -67,6 +69,8 @@ def analyze(
     time and no model is built. ``estimator``: a name of ``fits.FITS``; ``hill_fraction``: tail share of the
     estimator of that name. ``include``/``exclude``: globs on tensor name, module path or role. ``layer_pattern``
     overrides how block indices are found. ``embeddings``: analyse embeddings and heads too (they enter no layer mean).
+    ``split_fused=False`` keeps q, k, v and gate, up together where they are stored as one. ``base``: a model to
+    subtract, so that the alphas are of what a fine-tuning changed.
     ``cache``: keep spectra on disk (True: the user's cache folder; a path: that folder; or an open cache), each as soon
     as it is known, so that a run that was killed goes on where it stopped. ``fill="median"`` gives a layer without any
     valid alpha the median of the others. ``strict``: a skipped block matrix or one without an alpha raises.
@@ -89,7 +93,14 @@ def analyze(
     windows = _farms_settings(sampling, farms)
     trust = Trust(stability, gof, randomize).checked(windows)
     checkpoint = open_checkpoint(
-        model, revision=revision, layer_pattern=layer_pattern, include=include, exclude=exclude, embeddings=embeddings
+        model,
+        revision=revision,
+        layer_pattern=layer_pattern,
+        include=include,
+        exclude=exclude,
+        embeddings=embeddings,
+        split_fused=split_fused,
+        base=base,
     )
     if not checkpoint.matrices:
         raise NothingToAnalyzeError(_nothing_message(checkpoint))
@@ -111,6 +122,8 @@ def analyze(
         "embeddings": embeddings,
         "fill": fill,
     }
+    settings |= {"split_fused": False} if not split_fused else {}
+    settings |= {"base": Path(base).name if isinstance(base, str | os.PathLike) else "memory"} if base is not None else {}
     if estimator == "hill_fraction":
         settings["hill_fraction"] = hill_fraction
     if windows is not None:
