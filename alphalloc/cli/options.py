@@ -41,6 +41,8 @@ Memory = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads.  [default: one a core]")]
 Embeddings = Annotated[bool, typer.Option("--embeddings", help="Take embeddings and the output head in as well.")]
+KeepFused = Annotated[bool, typer.Option("--keep-fused", help="Keep fused q, k, v and gate, up together.")]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="Subtract this model: what a fine-tuning changed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 
