@@ -47,6 +47,8 @@ def analyze(
     exclude: options.Exclude = None,
     layer_pattern: options.LayerPattern = None,
     embeddings: options.Embeddings = False,
+    keep_fused: options.KeepFused = False,
+    base: options.Base = None,
     fill: FillOption = None,
     stability: trust.Stability = False,
     gof: trust.Gof = False,
@@ -95,6 +97,8 @@ def analyze(
         "include": tuple(include or ()),
         "exclude": tuple(exclude or ()),
         "embeddings": embeddings,
+        "split_fused": not keep_fused,
+        "base": base,
     }
     checkpoint = open_checkpoint(model, **reading)
     blocks = {(matrix.stack, matrix.layer) for matrix in checkpoint.matrices if matrix.layer >= 0}
