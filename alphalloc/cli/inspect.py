@@ -23,6 +23,7 @@ def inspect(
     exclude: options.Exclude = None,
     layer_pattern: options.LayerPattern = None,
     embeddings: options.Embeddings = False,
+    keep_fused: options.KeepFused = False,
     workers: options.Workers = None,
     memory: options.Memory = None,
     as_json: options.AsJson = False,
@@ -42,6 +43,7 @@ def inspect(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         embeddings=embeddings,
+        split_fused=not keep_fused,
         headers_only=True,
     )
     plan: tuple[Plan, Speed] | str
