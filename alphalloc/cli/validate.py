@@ -33,7 +33,7 @@ def validate(file: File, model: Base = None) -> None:
         output.print_text(f"{plain(str(file))}: valid alphas, {text}\n")
         return
     if model is not None:
-        check_against_model(schedule, ModuleShapes.of_matrices(open_checkpoint(model).matrices))
+        check_against_model(schedule, ModuleShapes.of_matrices(open_checkpoint(model, split_fused=False).matrices))
     fits = "" if model is None else f", fits {plain(model)}"
     text = f"{schedule.totals.num_experts} experts in {schedule.totals.num_layers} layers, {schedule.id}"
     output.print_text(f"{plain(str(file))}: valid schedule, {text}{fits}\n")
