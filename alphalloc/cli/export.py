@@ -106,7 +106,7 @@ def _module_paths(model: str, schedule: ExpertSchedule) -> tuple[str, ...]:
     from alphalloc.allocation import ModuleShapes, check_against_model
     from alphalloc.checkpoint import open_checkpoint
 
-    matrices = open_checkpoint(model).matrices
+    matrices = open_checkpoint(model, split_fused=False).matrices
     check_against_model(schedule, ModuleShapes.of_matrices(matrices))
     return tuple(matrix.module for matrix in matrices)
 
