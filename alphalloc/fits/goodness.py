@@ -4,7 +4,7 @@ A replica has as many values as the spectrum: each lies with probability n_tail/
 fitted power law, otherwise it is one of the eigenvalues below xmin, drawn with replacement. The estimator is run on the
 replica from scratch, xmin included, and p = (1 + number of replicas with D >= the spectrum's) / (1 + replicas). A small
 p speaks against a power law; with a few dozen values in the tail a large one says little. For estimators that do not
-choose xmin by D the p-values of true power laws are uniform; for ``ks`` they are too large (5 % of them below 0.1 or so),
+choose xmin by D the p-values of true power laws are uniform; for ``ks`` they are too large (5 % of them below 0.1),
 because the search flatters the data a little more than the replicas: it rejects less often than it claims, never more.
 """
 

@@ -91,7 +91,7 @@ VERDICT = """
 
 What speaks against all of them: **the tails of the stable estimators are no power laws.** The bootstrap rejects the
 default's (p < 0.1) on {robust_rejected} of the matrices. `ks`, which searches for the tail that fits best, is rejected
-on {ks_rejected}, on tails of about a tenth of the spectrum (and its p-values err to the lenient side, because the search
+on {ks_rejected}, on tails of about a tenth of the spectrum (its p-values err to the lenient side, because the search
 flatters the data more than the replicas), and pays for it with its instability. A stable alpha is
 therefore a slope of the upper part of the spectrum that ranks layers, not the exponent of a law; and schedules of the
 default are flatter than published ones for the same beta, which was chosen for the released estimator. Whether flatter
