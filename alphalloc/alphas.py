@@ -84,6 +84,11 @@ class MatrixAlpha(_Frozen):
     gof_p_value: float | None = None
     likelihood_ratios: dict[str, LikelihoodRatio] | None = None
 
+    @property
+    def stability_band(self) -> tuple[float, float] | None:
+        """Lowest and highest alpha of the stability analysis, None where it was not asked for."""
+        return None if self.alpha_low is None or self.alpha_high is None else (self.alpha_low, self.alpha_high)
+
 
 class LayerAlpha(_Frozen):
     """One transformer block: ``alpha`` is the unweighted mean over its valid matrices, null when there is none.

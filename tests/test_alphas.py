@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from laws import EXAMPLES
 
 from alphalloc import ModelAlphas, allocate
+from alphalloc.allocation.confidence import uncertain_alphas
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
 from alphalloc.alphas import MatrixAlpha, fill_median, layer_alphas
 from alphalloc.errors import DocumentError, LayerWithoutAlphaError, SchemaVersionError
@@ -111,6 +112,21 @@ def test_the_table_has_one_row_a_matrix():
     assert list(frame.columns) == list(MatrixAlpha.model_fields)
     assert frame.alpha.tolist()[0] == 2.0
     assert frame.alpha.isna().tolist() == [False, True]
+
+
+def test_a_stability_band_widens_the_confidence():
+    plain = matrix(0, "q", 3.0)
+    banded = plain.model_copy(update={"alpha_low": 2.0, "alpha_high": 4.0})
+    assert (plain.stability_band, banded.stability_band) == (None, (2.0, 4.0))
+    assert uncertain_alphas([banded])[0].band == (2.0, 4.0)
+    others = [matrix(i, "q", 3.0) for i in range(1, 4)]
+    sharp = [m.model_copy(update={"sigma": 1e-9}) for m in (plain, *others)]
+    steady = allocate(model(*sharp), budget=40, confidence=True).confidence
+    shaken = allocate(
+        model(sharp[0].model_copy(update={"alpha_low": 2.0, "alpha_high": 4.0}), *sharp[1:]), 40, confidence=True
+    )
+    assert steady.ranges[0].low == steady.ranges[0].high == 10
+    assert shaken.confidence.ranges[0].low < 10 < shaken.confidence.ranges[0].high
 
 
 def test_the_summary_counts():

@@ -35,7 +35,10 @@ class CreatedBy(Frozen):
 
 
 class ModelRef(Frozen):
-    """The model that was analysed; ``fingerprint`` hashes its headers, ``num_layers`` counts its blocks."""
+    """The model that was analysed; ``fingerprint`` hashes its headers, ``num_layers`` counts its blocks.
+
+    ``id`` is a hub id when there is a ``commit``, else the last name of a local path or a class name.
+    """
 
     id: str
     revision: str | None = None
@@ -44,6 +47,11 @@ class ModelRef(Frozen):
     format: str | None = None
     quantized: bool = False
     num_layers: Count
+
+    @property
+    def hub_id(self) -> str | None:
+        """The id, where another program can load the model by it."""
+        return None if self.commit is None else self.id
 
 
 class AnalysisRef(Frozen):

@@ -42,7 +42,7 @@ def export_alphalloc_peft(schedule: ExpertSchedule, options: ExportOptions) -> E
     """Return an adapter_config.json that ``MoELoraConfig.from_pretrained`` reads once ``alphalloc.peft`` is
     imported."""
     fields = {"peft_type": "ALPHALLOC_MOLORA", "task_type": "CAUSAL_LM", **moe_lora_fields(schedule, options)}
-    if schedule.model is not None:
-        fields["base_model_name_or_path"] = schedule.model.id
-        fields["revision"] = schedule.model.commit or schedule.model.revision
+    if schedule.model is not None and schedule.model.hub_id is not None:
+        fields["base_model_name_or_path"] = schedule.model.hub_id
+        fields["revision"] = schedule.model.commit
     return Export(text=pretty_json(fields), settings=fields)

@@ -18,7 +18,7 @@ def export_mixlora(schedule: ExpertSchedule, options: ExportOptions) -> Export:
     fields = {
         "peft_type": "MIXLORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None if schedule.model is None else schedule.model.id,
+        "base_model_name_or_path": None if schedule.model is None else schedule.model.hub_id,
         "bias": "none",
         "routing_strategy": "mixtral",
         "target_modules": list(options.targets_for(schedule) or _LLAMA),

@@ -294,7 +294,7 @@ def test_single_numbers(target: str) -> None:
 
 
 def test_mixlora_has_the_fields_its_reader_asks_for() -> None:
-    schedule = ExpertSchedule.from_counts([4] * 3, model=ModelRef(id="a/b", num_layers=3))
+    schedule = ExpertSchedule.from_counts([4] * 3, model=ModelRef(id="a/b", commit="0" * 40, num_layers=3))
     fields = json.loads(export(schedule, "mixlora").text)
     assert fields["peft_type"] == "MIXLORA"
     assert fields["routing_strategy"] == "mixtral"
