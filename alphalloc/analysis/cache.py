@@ -142,6 +142,7 @@ class SpectraCache:
             return None
         numerics = _numerics(min(matrix.shape) > NUMPY_MAX_SIDE)
         parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, self.variant, numerics)
+        parts += (matrix.recipe,) if matrix.recipe else ()  # what config.json, which the digest leaves out, decides
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
 
