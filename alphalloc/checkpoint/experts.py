@@ -118,6 +118,7 @@ def _expert(
                 storage=(*tensor.storage, label) if tensor.storage is not None else None,
                 kind="conv1d" if turned else "",
                 place=".".join([*base, "experts", str(expert), role]),
+                recipe=f"{tensor.recipe} turned {turned}, by turns {by_turns}".strip(),
                 module=path.rpartition(".")[0] if parts[-2:-1] == ["experts"] else path,
             )
         )

@@ -138,6 +138,7 @@ def parts(tensor: StoredTensor, layout: Layout, path: str) -> list[StoredTensor]
                 storage=(*tensor.storage, role) if tensor.storage is not None else None,
                 place=f"{base}.{role}" if base else role,
                 module=path,
+                recipe=f"{tensor.recipe} {layout.count} x {layout.sizes} from {start}".strip(),
             )
         )
         start += size

@@ -31,6 +31,7 @@ class StoredTensor:
     ``raw`` loads the stored values of any dtype it knows, codes of packed weights included. ``place`` is the module
     path that gives block and role where the name does not (a part of a fused tensor); ``module`` the module reported
     then. ``parts_of`` are the files it is put together from when there are several: ``source`` is their folder then.
+    ``recipe`` says how the values are made from the stored ones, as far as config.json decides it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StoredTensor:
     place: str = ""
     module: str = ""
     parts_of: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class WeightMatrix:
 
     ``shape`` is (out_features, in_features); ``layer`` the block index within ``stack`` (-1 outside the blocks);
     ``nbytes`` the bytes it takes in its file and ``offset`` where they begin (None when it lies in memory).
-    ``(source, name)`` is enough to open the same matrix again from another process.
+    ``(source, name)`` is enough to open the same matrix again from another process; ``recipe`` tells what config.json
+    decided about its values (which rows are the queries, how zero points are stored), "" where it decides nothing.
 
     The array that ``load`` returns is read-only and may lie in a buffer of the calling thread: it is valid until
     the same thread's next ``load()`` of any matrix. Copy it to keep it.
@@ -73,6 +76,7 @@ class WeightMatrix:
     source: str
     load: Callable[[], Array] = field(repr=False, compare=False)
     offset: int | None = None
+    recipe: str = ""
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def _matrix(tensor: StoredTensor, place: Place, turned: bool) -> WeightMatrix:
         source=tensor.source,
         load=Transposed(tensor.load) if turned else tensor.load,
         offset=tensor.offset,
+        recipe=tensor.recipe,
     )
 
 

@@ -136,7 +136,7 @@ def _gptq(tensor: StoredTensor, named: Named, settings: Mapping[str, Any]) -> Fo
         base + "weight", _raw(tensor), _raw(zeros), _raw(scales), _raw(groups) if groups is not None else None, size,
         bits, offset, (out, width),
     )  # fmt: skip
-    return _made(tensor, base + "weight", (out, width), f"GPTQ{bits}", load, pieces)
+    return _made(tensor, base + "weight", (out, width), f"GPTQ{bits}", load, pieces, f"offset {offset}")
 
 
 def _awq(tensor: StoredTensor, named: Named, settings: Mapping[str, Any]) -> Found | None:
@@ -167,7 +167,7 @@ def _scaled(tensor: StoredTensor, named: Named, settings: Mapping[str, Any]) -> 
         tensor.name, tensor.raw, scales.raw, _raw(zeros) if zeros is not None else None, _block(settings), shape
     )
     pieces = [tensor, scales] + ([zeros] if zeros is not None else [])
-    return _made(tensor, tensor.name, shape, "INT8" if signed else tensor.dtype, load, pieces)
+    return _made(tensor, tensor.name, shape, "INT8" if signed else tensor.dtype, load, pieces, f"block {load.block}")
 
 
 def _packed_rows(tensor: StoredTensor, named: Named) -> Found | None:
@@ -203,13 +203,13 @@ def _mxfp4(tensor: StoredTensor, named: Named) -> Found | None:
 
 def _made(
     tensor: StoredTensor, name: str, shape: tuple[int, ...], dtype: str, load: Callable[[], Array],
-    pieces: Sequence[StoredTensor],
+    pieces: Sequence[StoredTensor], recipe: str = "",
 ) -> Found:  # fmt: skip
     files = tuple(dict.fromkeys(piece.source for piece in pieces))
     source = tensor.source if len(files) == 1 else os.fspath(Path(tensor.source).parent)
     matrix = StoredTensor(
         name=name, shape=shape, dtype=dtype, nbytes=sum(piece.nbytes for piece in pieces), source=source, load=load,
-        quantized=True, parts_of=files if len(files) > 1 else (),
+        quantized=True, parts_of=files if len(files) > 1 else (), recipe=f"{dtype} {recipe}".strip(),
     )  # fmt: skip
     return matrix, list(pieces)
 

@@ -16,10 +16,28 @@ from alphalloc.checkpoint import gguf as reader
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.errors import CheckpointError, CorruptCheckpointError, MissingExtraError, UnsupportedCheckpointError
 
-QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"]
+
+def types(what: str) -> list[str]:
+    """The GGML types that the gguf package itself can quantise to, or dequantise from."""
+    found = []
+    for kind in Kind:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        try:
+            if what == "quantize":
+                gguf.quants.quantize(np.ones((1, block), dtype=np.float32), kind)
+            else:
+                gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), kind)
+        except NotImplementedError:
+            continue
+        found.append(kind.name)
+    return found
 
 
-def write(path: Path, kinds: dict[str, str], rows: int = 3, cols: int = 64) -> dict[str, np.ndarray[Any, Any]]:
+QUANTIZABLE = types("quantize")
+DEQUANTIZABLE = [name for name in types("dequantize") if name not in ("F32", "F16", "BF16")]
+
+
+def write(path: Path, kinds: dict[str, str], rows: int = 3, cols: int = 512) -> dict[str, np.ndarray[Any, Any]]:
     """Write one random matrix of each kind with gguf's own writer; return the values given to it."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -48,11 +66,33 @@ def test_values_equal_those_of_the_reference_reader(tmp_path: Path, kind: str) -
     for tensor in reader.read_header(path).tensors:
         assert tensor.dtype == kind
         assert tensor.quantized == (kind not in ("F32", "F16", "BF16"))
-        assert tensor.shape == (3, 64)
+        assert tensor.shape == (3, 512)
         values = tensor.load()
         assert not values.flags.writeable
         np.testing.assert_array_equal(values.astype(np.float32), reference[tensor.name])
-        np.testing.assert_allclose(values.astype(np.float32), written[tensor.name], atol=0.4)
+        coarse = 2.5 if kind.startswith("TQ") else 1.0 if kind == "MXFP4" else 0.4
+        np.testing.assert_allclose(values.astype(np.float32), written[tensor.name], atol=coarse)
+
+
+def test_the_known_types_are_among_those_tested() -> None:
+    assert {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"} <= set(QUANTIZABLE)
+    assert {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"} <= set(DEQUANTIZABLE)
+
+
+@pytest.mark.parametrize("kind", DEQUANTIZABLE)
+def test_every_type_is_dequantised_as_the_gguf_package_does(tmp_path: Path, kind: str) -> None:
+    """Random blocks of every type, several slabs: also of the types that the package cannot write itself."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[Kind[kind]]
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 256, (5, 2 * block_bytes), dtype=np.uint8)
+    one = info("blk.0.attn_q.weight", [2 * block, 5], Kind[kind].value)
+    (tmp_path / "m.gguf").write_bytes(padded(header(tensors=1, body=one), packed.tobytes()))
+    (tensor,) = reader.read_header(tmp_path / "m.gguf").tensors
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(packed, Kind[kind])
+        np.testing.assert_array_equal(tensor.load(), expected)
+        part = tensor.load.narrow(1, 3, (2, 2 * block))()  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(part, expected[1:3])
 
 
 def test_smollm2_has_thirty_layers_of_seven_matrices(smollm2: Path) -> None:

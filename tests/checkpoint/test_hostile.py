@@ -140,7 +140,7 @@ FILES: dict[str, Row] = {
     "empty zip": ("m.bin", lambda p: p.write_bytes(b""), CorruptCheckpointError, r"m\.bin"),
     "zip bomb": ("m.bin", bomb, CorruptCheckpointError, "is compressed"),
     "stride 0": (
-        "m.bin", torch_file({"a": torch.zeros(1).expand(200_000, 200_000)}), CorruptCheckpointError, "of a storage of 4",
+        "m.bin", torch_file({"a": torch.zeros(1).expand(200_000, 200_000)}), CorruptCheckpointError, "a storage of 4",
     ),
     "GGUF of 2^60 tensors": ("m.gguf", gguf_with(2**60, 0), CorruptCheckpointError, "at most 100000 tensors and keys"),
     "GGUF of 2^60 keys": ("m.gguf", gguf_with(0, 2**60), CorruptCheckpointError, "at most 100000 tensors and keys"),
