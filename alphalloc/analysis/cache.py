@@ -141,8 +141,8 @@ class SpectraCache:
         if digest is None:  # weights in memory have no content address
             return None
         numerics = _numerics(min(matrix.shape) > NUMPY_MAX_SIDE)
-        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, self.variant, numerics)
-        parts += (matrix.recipe,) if matrix.recipe else ()  # what config.json, which the digest leaves out, decides
+        # the recipe is what config.json, which the digest leaves out, decides about the values
+        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, self.variant, numerics, matrix.recipe)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
 
