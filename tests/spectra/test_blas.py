@@ -27,6 +27,13 @@ def test_the_norm_of_a_triangle_by_hand():
     assert triangle_squared_norm(np.array([[1.0, np.nan], [2.0, 3.0]])) == 1 + 2 * 4 + 9
 
 
+@given(seed=st.integers(0, 2**32 - 1), side=st.integers(1, 200))
+def test_the_norm_of_a_triangle_is_that_of_the_whole(seed, side):
+    half = np.random.default_rng(seed).standard_normal((side, side))
+    whole = np.tril(half) + np.tril(half, -1).T
+    assert triangle_squared_norm(np.asfortranarray(half)) == pytest.approx(float((whole**2).sum()), rel=1e-13)
+
+
 @given(seed=st.integers(0, 2**32 - 1), side=st.integers(1, 30), length=st.integers(1, 50), order=st.sampled_from("CFS"))
 def test_it_is_numpys_product_in_every_memory_order(seed, side, length, order):
     rng = np.random.default_rng(seed)

@@ -1,0 +1,108 @@
+"""The report as a page, from results.json alone."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+
+def page(results: dict[str, Any]) -> str:
+    lines = [*_head(results), *_models(results["models"]), *_eigen(results["eigen"])]
+    return "\n".join([*lines, *_solvers(results["solvers"]), *_fit(results["fit"]), ""])
+
+
+def _head(results: dict[str, Any]) -> list[str]:
+    where = results["environment"]
+    libraries = ", ".join(
+        f"{pool['internal_api']} {pool['version'] or ''} ({pool['architecture'] or 'no kernel named'}, "
+        f"{pool['num_threads']} thread)"
+        for pool in where["libraries"]
+    )
+    return [
+        "# CPU speed",
+        "",
+        f"{where['processor']}, {where['cores']} cores, load {where['load_at_start']} to {where['load_at_end']};",
+        f"Python {where['python']}; {libraries};",
+        f"{where['date']}; {results['mode']} mode, medians of {results['rounds']} rounds (one for whole SmolLM2 and",
+        "from 2000 rows on). One thread everywhere. CPU seconds of the process decide, since the machine ran other work;",
+        "wall seconds stand beside them. A ratio is the median of the rounds' own ratios.",
+        f"Diffract: {results['diffract']}.",
+        "",
+        "Remade by `python reports/cpu-speed/run.py [--full] [--diffract PYTHON]`.",
+        "",
+    ]
+
+
+def _models(models: list[dict[str, Any]]) -> list[str]:
+    lines = ["## Reading, spectra and fits together", ""]
+    for model in models:
+        lines += [
+            f"### {model['input']}",
+            "",
+            "| | CPU s (range) | wall s | peak over imports, MiB | times our CPU s | wall | memory |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, row in model["contenders"].items():
+            if "error" in row:
+                lines.append(f"| {name} | failed: {row['error']} | | | | | |")
+                continue
+            low, high = row["cpu_range"]
+            lines.append(
+                f"| {name} | {row['cpu']:.2f} ({low:.2f}-{high:.2f}) | {row['wall']:.2f} | {row['mib']:.0f} | "
+                f"{row['cpu_ratio']} | {row['wall_ratio']} | {row['mib_ratio']} |"
+            )
+        lines.append("")
+    lines += [
+        "AlphaLoRA's procedure is compared with `xmin_peak_reference`, which gives its alphas; the others with `ks`.",
+        "",
+    ]
+    return lines
+
+
+def _eigen(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Matrix to eigenvalues",
+        "",
+        "float64 Gram + eigenvalues against `torch.linalg.svdvals` in float32, as given (wide) and in its better",
+        "orientation. Targets: 1.8 in the better orientation from 384 rows on, 2.5 at 4096.",
+        "",
+        "| shape | ours, CPU s | svdvals wide | svdvals tall | ratio as given | ratio, better orientation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = " | ".join(f"{statistics.median(values):.4f}" for values in row["cpu_seconds"].values())
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(f"| {shape} | {times} | {row['as_given']} | {row['better_orientation']} |")
+    return [*lines, ""]
+
+
+def _solvers(rows: list[dict[str, Any]]) -> list[str]:
+    names = list(rows[0]["cpu_seconds"])
+    lines = [
+        "## Which eigenvalue solver",
+        "",
+        "CPU seconds for all eigenvalues. The two-stage reduction lies in numpy's OpenBLAS under a private name. It is",
+        "not used: beside torch it does not win here, without torch it wins little, and the name may go at any release.",
+        "",
+        f"| side | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for row in rows:
+        values = (f"{statistics.median(row['cpu_seconds'][name]):.3f}" for name in names)
+        lines.append(f"| {row['side']} | {' | '.join(values)} |")
+    return [*lines, ""]
+
+
+def _fit(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Eigenvalues to fit",
+        "",
+        "`ks` against powerlaw 2.0.0 (all xmin, alpha unbounded). Targets: 100 at n = 1024, 300 at 4096.",
+        "",
+        "| n | powerlaw, CPU s | ours, CPU s | ratio | alpha, xmin, D apart (relative) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        theirs, ours = (statistics.median(values) for values in row["cpu_seconds"].values())
+        lines.append(f"| {row['n']} | {theirs:.3f} | {ours:.5f} | {row['ratio']} | {row['apart']:.1e} |")
+    return lines
