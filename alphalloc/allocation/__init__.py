@@ -4,6 +4,7 @@ from alphalloc.allocation.allocate import PAPERS, allocate
 from alphalloc.allocation.budget import DEFAULT_EXPERTS_PER_LAYER, Adapter, Budget
 from alphalloc.allocation.compare import ScheduleDiff, check_against_model, diff_schedules
 from alphalloc.allocation.constraints import Constraints
+from alphalloc.allocation.json_schema import schedule_schema
 from alphalloc.allocation.parameters import ParameterCount, count_parameters, equal_lora_ranks
 from alphalloc.allocation.ranks import allocate_ranks
 from alphalloc.allocation.rounding import ROUNDINGS
@@ -25,7 +26,6 @@ from alphalloc.allocation.schedule import (
     RuleRef,
     SignalRef,
     Totals,
-    schedule_schema,
 )
 from alphalloc.allocation.score_files import read_scores
 from alphalloc.allocation.settings import DEFAULT_BETA

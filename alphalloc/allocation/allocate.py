@@ -110,7 +110,7 @@ class _Plan:
 
     def weights(self, scores: Sequence[float]) -> tuple[float, ...]:
         """Return the rule's weights of these scores."""
-        return self.rule.weights(self.scored.for_rule(self.rule, scores), **self.settings)
+        return self.scored.weights(self.rule, self.settings, scores)
 
     def counts(self, weights: Sequence[float], total: int) -> tuple[int, ...]:
         """Return the rounded counts of these weights."""

@@ -42,6 +42,20 @@ def whole(value: Any, what: str) -> int:
     return int(value.__index__())
 
 
+def from_strings(
+    num_experts: str, top_k: str | int, lora_r: str | None
+) -> tuple[list[int], list[int] | int, list[int] | None]:
+    """Return counts, top_k (one number for all, or one a layer) and ranks from MoLA's comma strings."""
+    counts = comma_numbers("num_experts", num_experts)
+    active = comma_numbers("top_k", top_k) if isinstance(top_k, str) else top_k
+    ranks = None if lora_r is None else comma_numbers("lora_r", lora_r)
+    if ranks is not None and len(ranks) == 1:
+        ranks = ranks * len(counts)
+    if ranks is not None and len(ranks) != len(counts):
+        raise DocumentError(f"lora_r has {len(ranks)} numbers, num_experts has {len(counts)}: one a layer is needed")
+    return counts, active[0] if isinstance(active, list) and len(active) == 1 else active, ranks
+
+
 def comma_numbers(name: str, text: Any) -> list[int]:
     if not isinstance(text, str):
         raise DocumentError(f"{name} must be a string such as '5,5,3', found {text!r}")

@@ -63,7 +63,7 @@ def allocate_ranks(
     high = checked_upper_bound("rank", low, max_rank)
     experts = _experts(num_experts, scored)
     bounds = _unit_bounds(scored, experts, step, low, high)
-    weights = chosen.weights(scored.for_rule(chosen, scored.scores), **settings)
+    weights = scored.weights(chosen, settings, scored.scores)
     units = _units(weights, budget, bounds, rounding, get_rounding(rounding), scored, experts, step)
     ranks = [step * n for n in units]
     least, most = min(experts), max(experts)

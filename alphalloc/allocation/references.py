@@ -98,7 +98,7 @@ class LayerScores(Protocol):
 
 def whole_numbers(value: Any) -> Any:
     """Return ``value`` with 2.0 written 2, in lists too: programs differ in how they write it, and an id must not."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, (list, tuple)):
         return [whole_numbers(item) for item in value]

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from alphalloc.allocation.checks import check_bounds, check_modules, check_ranks
 from alphalloc.allocation.constraints import Constraints
-from alphalloc.allocation.handwritten import as_edited, comma_numbers, listed, validation_message, whole
+from alphalloc.allocation.handwritten import as_edited, from_strings, listed, validation_message, whole
 from alphalloc.allocation.parts import (
     AdapterRef,
     Bounds,
@@ -31,15 +31,7 @@ from alphalloc.allocation.parts import (
     Totals,
     without_silent,
 )
-from alphalloc.allocation.references import (
-    AnalysisRef,
-    CreatedBy,
-    Frozen,
-    LayerRef,
-    LayerScores,
-    ModelRef,
-    Positive,
-)
+from alphalloc.allocation.references import AnalysisRef, CreatedBy, Frozen, LayerRef, LayerScores, ModelRef, Positive
 from alphalloc.allocation.slots import Slot
 from alphalloc.documents import content_id, parse_document, pretty_json, read_document, write_atomic
 from alphalloc.errors import DocumentError
@@ -61,7 +53,6 @@ __all__ = [
     "RuleRef",
     "SignalRef",
     "Totals",
-    "schedule_schema",
 ]
 
 KIND: Final = "LoRAExpertSchedule"
@@ -183,20 +174,10 @@ class ExpertSchedule(Frozen):
         gives the rank of each layer's experts. Raises DocumentError when a string holds anything but whole numbers or
         their lengths differ.
         """
-        counts = comma_numbers("num_experts", num_experts)
-        active = top_k if isinstance(top_k, int) else comma_numbers("top_k", top_k)
-        if isinstance(active, list) and len(active) == 1:
-            active = active[0]
+        counts, active, ranks = from_strings(num_experts, top_k, lora_r)
         schedule = cls.from_counts(counts, top_k=active, model=model)
-        if lora_r is None:
+        if ranks is None:
             return schedule
-        ranks = comma_numbers("lora_r", lora_r)
-        if len(ranks) == 1:
-            ranks = ranks * len(counts)
-        if len(ranks) != len(counts):
-            raise DocumentError(
-                f"lora_r has {len(ranks)} numbers, num_experts has {len(counts)}: one a layer is needed"
-            )
         return schedule.revised(
             layers=[layer.model_copy(update={"rank": r}) for layer, r in zip(schedule.layers, ranks, strict=True)]
         )
@@ -311,16 +292,6 @@ def build_schedule(
         )
     except ValidationError as exc:
         raise DocumentError(f"these layers make no schedule: {validation_message(exc)}") from exc
-
-
-def schedule_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a saved schedule."""
-    schema = ExpertSchedule.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = KIND
-    schema["required"] = sorted({*schema["required"], "kind", "schema_version", "id", "created_by"})
-    schema["properties"]["id"] = {"type": "string", "pattern": f"^{ID_PREFIX}[0-9a-f]{{32}}$", "title": "Id"}
-    return schema
 
 
 def _hashed(document: dict[str, Any]) -> dict[str, Any]:

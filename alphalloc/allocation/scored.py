@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -27,11 +27,21 @@ class ScoredSlots:
     notes: tuple[str, ...] = ()
     matrices: tuple[Any, ...] = ()
 
-    def for_rule(self, rule: Rule, scores: Sequence[float]) -> tuple[float, ...]:
-        """Return ``scores`` as ``rule`` takes them: checked, and turned round where a lower score gets more.
+    def weights(self, rule: Rule, settings: Mapping[str, Any], scores: Sequence[float]) -> tuple[float, ...]:
+        """Return the weights that ``rule`` gives ``scores``, one a slot.
 
-        Raises InvalidScoresError for scores that are not finite, or not positive where the rule or alphas need it.
+        Rules over the depth give the modules of a layer the weight of their layer. Raises InvalidScoresError for scores
+        that are not finite, or not positive where the rule or alphas need it.
         """
+        usable = self._for_rule(rule, scores)
+        if self.level == "layer" or rule.uses_scores or rule.name == "explicit":
+            return rule.weights(usable, **settings)
+        layers = list(dict.fromkeys((slot.stack, slot.layer) for slot in self.slots))
+        by_layer = dict(zip(layers, rule.weights([1.0] * len(layers), **settings), strict=True))
+        return tuple(by_layer[slot.stack, slot.layer] for slot in self.slots)
+
+    def _for_rule(self, rule: Rule, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return ``scores`` as ``rule`` takes them: checked, and turned round where a lower score gets more."""
         if self.signal is None:
             return checked_scores(scores)
         positive = rule.needs_positive

@@ -6,6 +6,7 @@ Nothing here needs torch or PEFT, but :func:`write_init_adapter`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from alphalloc.allocation import ExpertSchedule
 from alphalloc.errors import InvalidParameterError
@@ -62,4 +63,5 @@ def export(
     result = EXPORTERS[target](schedule, options or ExportOptions())
     if into is None or result.settings is None:
         return result
-    return Export(text=edit_yaml(into, result.settings), settings=result.settings, notes=result.notes)
+    text = edit_yaml(into, result.settings, remove=result.stale)
+    return replace(result, text=text)

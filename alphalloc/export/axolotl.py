@@ -10,6 +10,15 @@ from alphalloc.export.lora import lora_plan
 from alphalloc.export.options import Export, ExportOptions
 from alphalloc.export.yaml_text import plain_yaml
 
+_KEYS = (
+    "lora_target_linear",
+    "lora_target_modules",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
+    "peft_layers_to_transform",
+    "lora_model_dir",  # its patterns would win
+)
+
 
 def export_axolotl(schedule: ExpertSchedule, options: ExportOptions) -> Export:
     """Return ``adapter: lora`` with ``lora_rank_pattern`` and ``lora_alpha_pattern`` (axolotl >= 0.17).
@@ -44,7 +53,9 @@ def export_axolotl(schedule: ExpertSchedule, options: ExportOptions) -> Export:
         settings.update(lora_rank_pattern=plan.rank_pattern, lora_alpha_pattern=plan.alpha_pattern)
     if plan.frozen:
         settings["peft_layers_to_transform"] = _adapted_layers(schedule)
-    return Export(text=plain_yaml(settings), settings=settings)
+    return Export(
+        text=plain_yaml(settings), settings=settings, stale=tuple(key for key in _KEYS if key not in settings)
+    )
 
 
 def _adapted_layers(schedule: ExpertSchedule) -> list[int]:

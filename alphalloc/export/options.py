@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from alphalloc.allocation import ExpertSchedule
@@ -69,12 +69,13 @@ class ExportOptions:
 class Export:
     """A finished export: ``text`` is the file; ``settings`` are its keys where the target reads YAML or JSON.
 
-    ``notes`` are warnings for the user.
+    ``stale`` are keys that an existing file must lose, since they would contradict these; ``notes`` are warnings.
     """
 
     text: str
     settings: Mapping[str, Any] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
 
 
 def refuse_modules(schedule: ExpertSchedule, target: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alphalloc.errors import DocumentError, MissingExtraError
@@ -28,11 +28,13 @@ def plain_yaml(value: Mapping[str, Any], indent: int = 0) -> str:
     return "".join(lines)
 
 
-def edit_yaml(text: str, settings: Mapping[str, Any], *, where: str = "the YAML file") -> str:
+def edit_yaml(
+    text: str, settings: Mapping[str, Any], *, remove: Sequence[str] = (), where: str = "the YAML file"
+) -> str:
     """Return ``text`` with ``settings`` set at its top level; comments, order and quotes stay as they are.
 
-    A key that is there keeps its place and loses its old value whole; new keys come last. Raises DocumentError when
-    ``text`` is no YAML mapping and MissingExtraError without ruamel.yaml.
+    A key that is there keeps its place and loses its old value whole; new keys come last; ``remove`` are taken out.
+    Raises DocumentError when ``text`` is no YAML mapping and MissingExtraError without ruamel.yaml.
     """
     try:
         from ruamel.yaml import YAML
@@ -52,6 +54,8 @@ def edit_yaml(text: str, settings: Mapping[str, Any], *, where: str = "the YAML 
         return text + ("" if not text or text.endswith("\n") else "\n") + plain_yaml(settings)
     if not isinstance(document, Mapping):
         raise DocumentError(f"{where}: expected a mapping of settings, found {type(document).__name__}")
+    for key in remove:
+        document.pop(key, None)  # type: ignore[attr-defined]  # a CommentedMap
     for key, item in settings.items():
         document[key] = item  # type: ignore[index]  # a CommentedMap
     stream = io.StringIO()

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from laws import EXAMPLES
 from pydantic import ValidationError
 
-from alphalloc.allocation import ExpertSchedule, LayerRef, ModelRef, allocate, schedule_schema
+from alphalloc.allocation import (
+    Budget,
+    ExpertSchedule,
+    LayerRef,
+    ModelRef,
+    Slot,
+    allocate,
+    allocate_ranks,
+    external_scores,
+    schedule_schema,
+)
 from alphalloc.errors import DocumentError, SchemaVersionError
 
 
@@ -116,7 +126,14 @@ def test_the_schema_accepts_what_is_written_and_refuses_what_is_not() -> None:
     schema = schedule_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    for schedule in (a_schedule(), ExpertSchedule.from_counts([0, 5])):
+    by_module = external_scores({Slot(i, "", role): 1.0 + i for i in range(2) for role in "qv"})
+    for schedule in (
+        a_schedule(),
+        ExpertSchedule.from_counts([0, 5]),
+        allocate([2.0, 3.0], 9, constraints={"frozen": ["0"], "groups": [["0"]], "max_experts": {"1": 9}}),
+        allocate_ranks([2.0, 3.0], Budget.ranks(16), multiple_of=8),
+        allocate(by_module, 12, level="module"),
+    ):
         validator.validate(json.loads(schedule.to_json()))
     for broken in (
         edited(id="x"),

@@ -189,6 +189,14 @@ def test_every_module_has_its_own_count() -> None:
     assert ExpertSchedule.from_json(schedule.to_json()) == schedule
 
 
+def test_rules_over_the_depth_count_layers_not_modules() -> None:
+    """Layer 7 of 30 lies in the second quarter with all its modules, though slot 52.5 is the border of the slots."""
+    scores = external_scores({Slot(i, "", f"m{k}"): 1.0 for i in range(30) for k in range(7)})
+    by_module = allocate(scores, 7 * 152, level="module", rule="mola_triangle")
+    by_layer = allocate([1.0] * 30, 152, rule="mola_triangle")
+    assert by_module.num_experts == tuple(7 * n for n in by_layer.num_experts)
+
+
 def test_target_modules_choose_roles() -> None:
     schedule = allocate(an_analysis(), 6, level="module", target_modules=["q_proj"], beta=1)
     assert [entry.num_experts for entry in schedule.slot_entries] == [2, 4]

@@ -59,6 +59,16 @@ def test_an_edit_touches_its_own_keys_only() -> None:
     assert order[:6] == ["base_model", "adapter", "lora_r", "lora_rank_pattern", "datasets", "learning_rate"]
 
 
+def test_keys_that_would_contradict_are_taken_out() -> None:
+    uniform = export(allocate([2.0, 3.0], 10, rule="uniform"), "axolotl", into=USER_FILE).text
+    assert "lora_rank_pattern" not in uniform  # another schedule's
+    assert uniform.splitlines()[0] == "# my run"
+    options = ExportOptions(target_modules=("q_proj",))
+    listed = export(allocate([2.0, 3.0], 10), "axolotl", options, into="lora_target_linear: true\nseed: 1\n").text
+    assert "lora_target_linear" not in listed
+    assert YAML(typ="safe").load(listed)["lora_target_modules"] == ["q_proj"]
+
+
 def test_editing_twice_changes_nothing_more() -> None:
     schedule = allocate([2.0, 3.0, 4.0], 15)
     once = export(schedule, "axolotl", into=USER_FILE).text
