@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alphalloc.checkpoint import gguf, hub, safetensors
+from alphalloc.checkpoint.adapter import ADAPTER_CONFIG
 from alphalloc.checkpoint.files import MAX_JSON_BYTES
 from alphalloc.checkpoint.folder import CONFIG_NAME, choose, index_shards
 from alphalloc.checkpoint.matrices import Array, Checkpoint
 from alphalloc.checkpoint.meta import PARAMS_NAME
+from alphalloc.checkpoint.unpack import needs_values
 from alphalloc.errors import CheckpointError, CorruptCheckpointError, HubUnreachableError
 
 FIRST_BYTES = 2**20  # of every file with weights: holds the header of all but the largest shards
@@ -75,7 +77,7 @@ def _headers(model_id: str, revision: str, folder: Path) -> hub.Snapshot:
         read.whole(choice.index)
         files = index_shards(folder / choice.index)
         hub.require_listed(model_id, files, names)
-    for name in (CONFIG_NAME, PARAMS_NAME):
+    for name in (CONFIG_NAME, PARAMS_NAME, ADAPTER_CONFIG):
         if name in names:
             read.whole(name)
     for name in files:
@@ -83,7 +85,14 @@ def _headers(model_id: str, revision: str, folder: Path) -> hub.Snapshot:
             read.gguf(name)
         else:
             read.safetensors(name)
+    if choice.format == "safetensors" and _needs_values(folder, files):
+        return hub.fetch(model_id, revision)
     return hub.Snapshot(folder, commit, (f"{model_id}: only headers were read, nothing was downloaded",))
+
+
+def _needs_values(folder: Path, files: Iterable[str]) -> bool:
+    """Whether small tensors say what packed weights look like (bitsandbytes' 4 bits, compressed-tensors' shapes)."""
+    return any(needs_values(tensor.name) for name in files for tensor in safetensors.read_headers(folder / name))
 
 
 class _Reader:

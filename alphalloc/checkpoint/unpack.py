@@ -50,6 +50,11 @@ def unpack(
     return [made.get(t.name, t) for t in tensors if t.name not in owners], skipped
 
 
+def needs_values(name: str) -> bool:
+    """Whether the values of the tensor ``name`` are read when a checkpoint is opened: they say what a weight is."""
+    return ".quant_state.bitsandbytes__" in name or name.endswith((".weight_shape", ".weight_format"))
+
+
 def _find(tensor: StoredTensor, named: Named, settings: Mapping[str, Any]) -> Found | None:
     name = tensor.name
     if name.endswith(".qweight"):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.checkpoint.packed import unpack_bits
+from alphalloc.checkpoint.unpack import needs_values
 from alphalloc.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from alphalloc.spectra import esd
 
@@ -136,6 +137,20 @@ def test_fp8_with_blocks_of_128(tmp_path: Path, suffix: str) -> None:
         for col in range(300):
             expected[row, col] *= scales[row // 128, col // 128]
     np.testing.assert_array_equal(open_checkpoint(tmp_path).matrices[0].load(), expected)
+
+
+@pytest.mark.parametrize(("case", "needed"), [("bnb_nf4", True), ("ct_int4", True), ("gptq4", False), ("awq4", False)])
+def test_which_tensors_are_read_at_once(tmp_path: Path, case: str, needed: bool) -> None:
+    """Zeros in place of the values, as where only headers were fetched: enough unless a tensor says what others are."""
+    place(tmp_path, case)
+    names = list(load_file(tmp_path / "model.safetensors"))
+    assert any(needs_values(name) for name in names) == needed
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(whole[:header] + bytes(len(whole) - header))
+    if not needed:
+        assert len(open_checkpoint(tmp_path).matrices) == 1
 
 
 @given(st.integers(2, 8), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=12))
