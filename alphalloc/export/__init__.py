@@ -63,5 +63,5 @@ def export(
     result = EXPORTERS[target](schedule, options or ExportOptions())
     if into is None or result.settings is None:
         return result
-    text = edit_yaml(into, result.settings, remove=result.stale)
+    text = edit_yaml(into, result.settings, remove=result.stale, keep=result.keep)
     return replace(result, text=text)

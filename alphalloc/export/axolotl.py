@@ -1,4 +1,4 @@
-"""``axolotl``: its keys for plain LoRA with a rank a layer, or for an untouched adapter to go on from."""
+"""``axolotl``: its keys for plain LoRA with a rank a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEYS = (
 
 
 def export_axolotl(schedule: ExpertSchedule, options: ExportOptions) -> Export:
-    """Return ``adapter: lora`` with ``lora_rank_pattern`` and ``lora_alpha_pattern`` (axolotl >= 0.17).
+    """Return ``adapter: lora`` with ``lora_rank_pattern`` and ``lora_alpha_pattern``, as axolotl 0.19 reads them.
 
     Axolotl takes whole factors only. Raises AdapterError when the scale gives others, for method "moe", and for frozen
     modules or frozen layers of one stack among several, which its keys cannot express.
@@ -54,7 +54,10 @@ def export_axolotl(schedule: ExpertSchedule, options: ExportOptions) -> Export:
     if plan.frozen:
         settings["peft_layers_to_transform"] = _adapted_layers(schedule)
     return Export(
-        text=plain_yaml(settings), settings=settings, stale=tuple(key for key in _KEYS if key not in settings)
+        text=plain_yaml(settings),
+        settings=settings,
+        stale=tuple(key for key in _KEYS if key not in settings),
+        keep={"adapter": ("qlora",)},
     )
 
 

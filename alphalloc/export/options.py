@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from alphalloc.allocation import ExpertSchedule
@@ -69,13 +69,15 @@ class ExportOptions:
 class Export:
     """A finished export: ``text`` is the file; ``settings`` are its keys where the target reads YAML or JSON.
 
-    ``stale`` are keys that an existing file must lose, since they would contradict these; ``notes`` are warnings.
+    ``stale`` are keys that an existing file must lose, since they would contradict these; ``keep`` are values that
+    it may keep instead; ``notes`` are warnings.
     """
 
     text: str
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def refuse_modules(schedule: ExpertSchedule, target: str) -> None:

@@ -29,12 +29,18 @@ def plain_yaml(value: Mapping[str, Any], indent: int = 0) -> str:
 
 
 def edit_yaml(
-    text: str, settings: Mapping[str, Any], *, remove: Sequence[str] = (), where: str = "the YAML file"
+    text: str,
+    settings: Mapping[str, Any],
+    *,
+    remove: Sequence[str] = (),
+    keep: Mapping[str, Sequence[str]] | None = None,
+    where: str = "the YAML file",
 ) -> str:
     """Return ``text`` with ``settings`` set at its top level; comments, order and quotes stay as they are.
 
-    A key that is there keeps its place and loses its old value whole; new keys come last; ``remove`` are taken out.
-    Raises DocumentError when ``text`` is no YAML mapping and MissingExtraError without ruamel.yaml.
+    A key that is there keeps its place and loses its old value whole, unless it is one of those that ``keep`` lists;
+    new keys come last; ``remove`` are taken out. Raises DocumentError when ``text`` is no YAML mapping and
+    MissingExtraError without ruamel.yaml.
     """
     try:
         from ruamel.yaml import YAML
@@ -56,7 +62,10 @@ def edit_yaml(
         raise DocumentError(f"{where}: expected a mapping of settings, found {type(document).__name__}")
     for key in remove:
         document.pop(key, None)  # type: ignore[attr-defined]  # a CommentedMap
+    kept = {key for key, values in (keep or {}).items() if document.get(key) in values}
     for key, item in settings.items():
+        if key in kept:
+            continue
         document[key] = item  # type: ignore[index]  # a CommentedMap
     stream = io.StringIO()
     yaml.dump(document, stream)

@@ -69,6 +69,11 @@ def test_keys_that_would_contradict_are_taken_out() -> None:
     assert YAML(typ="safe").load(listed)["lora_target_modules"] == ["q_proj"]
 
 
+def test_a_quantised_base_stays_quantised() -> None:
+    text = "adapter: qlora\nload_in_4bit: true\n"
+    assert export(allocate([2.0, 3.0], 10), "axolotl", into=text).text.startswith(text)
+
+
 def test_editing_twice_changes_nothing_more() -> None:
     schedule = allocate([2.0, 3.0, 4.0], 15)
     once = export(schedule, "axolotl", into=USER_FILE).text
