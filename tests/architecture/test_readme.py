@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from file_list import file_list, shown
 from floors import FLOORS
 from hub_server import HubServer
 
@@ -110,6 +111,10 @@ def test_the_rooms_are_those_of_the_floor_test():
     }
     expected = {room: floor for room, floor in FLOORS.items() if room in here and room != "__main__"}
     assert listed == expected
+
+
+def test_every_file_is_listed_in_one_line():
+    assert shown(README) == file_list(), "run: python tests/support/file_list.py"
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:alphalloc|service|tests|reports)/[\w/.]*)`", README))))
