@@ -1,10 +1,10 @@
 """Spectra kept by content, so that another estimator or budget needs no second reading of the weights.
 
-The key of a matrix is the SHA-256 of its file + tensor name + shape + transform version + numerics (library versions,
-BLAS kernels, one thread). A file of the hub's cache is named by its SHA-256 already; any other is hashed once and
-remembered by path, size, modification time and inode. An entry carries its own digest: a damaged one is recomputed.
-Entries are renamed into place, so several processes may share a cache. It is bounded: the entries used longest ago go
-first.
+The key of a matrix is the SHA-256 of its file + tensor name + shape + what config.json decided about its values +
+transform version + numerics (library versions, BLAS kernels, one thread). A file of the hub's cache is named by its
+SHA-256 already; any other is hashed once and remembered by path, size, modification time and inode. An entry carries
+its own digest: a damaged one is recomputed. Entries are renamed into place, so several processes may share a cache. It
+is bounded: the entries used longest ago go first.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process tha
 _MAGIC = b"ALPHALLOC-ESD-1\n"
 _HEADER = struct.Struct("<qqqd")  # rows, cols, num_zero, frobenius_norm
 _DIGEST = 32
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,10 +95,19 @@ class SpectraCache:
             self.num_put += 1
 
     def digest_files(self, matrices: tuple[WeightMatrix, ...]) -> None:
-        """Hash the files the matrices lie in (or recall their hashes), before worker threads need them."""
-        files = [source for source in sorted({matrix.source for matrix in matrices}) if Path(source).is_file()]
-        for position, digest in run_local(self._file_digest, [Path(source) for source in files]):
-            self._file_digests[files[position]] = digest
+        """Hash the files the matrices lie in (or recall their hashes), before worker threads need them.
+
+        A matrix put together from several files has their folder as its source: all weights there count.
+        """
+        parts = {source: _weight_files(Path(source)) for source in sorted({matrix.source for matrix in matrices})}
+        files = sorted({path for paths in parts.values() for path in paths})
+        digests = {files[position]: digest for position, digest in run_local(self._file_digest, files)}
+        for source, paths in parts.items():
+            if len(paths) == 1 and source == str(paths[0]):
+                self._file_digests[source] = digests[paths[0]]
+            elif paths:
+                text = "\n".join(f"{path.name} {digests[path]}" for path in paths)
+                self._file_digests[source] = hashlib.sha256(text.encode()).hexdigest()
 
     def info(self) -> CacheInfo:
         """Return what the folder holds now."""
@@ -181,6 +191,13 @@ class SpectraCache:
     def _warn_once(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
+
+
+def _weight_files(source: Path) -> list[Path]:
+    """The file itself, or the weight files of a folder; none for what is neither."""
+    if source.is_dir():
+        return sorted(path for path in source.iterdir() if path.suffix in _WEIGHT_SUFFIXES and path.is_file())
+    return [source] if source.is_file() else []
 
 
 @cache

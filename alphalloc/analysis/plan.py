@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from alphalloc.analysis.memory import memory_budget
 from alphalloc.analysis.slabs import can_read_by_slabs
 from alphalloc.backends.local import available_cores
+from alphalloc.checkpoint.buffers import NUMPY_DTYPES, FileSlice
 from alphalloc.checkpoint.matrices import Checkpoint, WeightMatrix
 from alphalloc.errors import MemoryBudgetError
 from alphalloc.spectra.blas import add_product
@@ -186,7 +187,16 @@ def _matrix_bytes(matrix: WeightMatrix, by_slabs: bool) -> int:
     if matrix.source == "memory":
         return 0  # it is there already
     unpacked = 4 * matrix.shape[0] * matrix.shape[1] if matrix.quantized else 0  # float32 beside the packed bytes
-    return matrix.nbytes + unpacked
+    return max(matrix.nbytes, _innermost_bytes(matrix.load)) + unpacked
+
+
+def _innermost_bytes(load: object) -> int:
+    """Bytes of the stored tensor that a part of it is loaded through; 0 where the loader does not tell."""
+    while (inner := getattr(load, "load", None)) is not None:
+        load = inner
+    if not isinstance(load, FileSlice):
+        return 0
+    return int(np.prod(load.shape, dtype=np.int64)) * NUMPY_DTYPES[load.dtype].itemsize
 
 
 def _refuse_too_large(matrices: Sequence[WeightMatrix], budget: int, farms: FarmsSettings | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -113,6 +114,31 @@ def test_a_file_is_hashed_once_and_again_after_a_change(weights, tmp_path):
         assert digests() == [hashlib.sha256(weights.read_bytes()).hexdigest()]
     write_weights(weights, seed=1)
     assert digests() == [hashlib.sha256(weights.read_bytes()).hexdigest()]
+
+
+def test_matrices_put_together_from_a_folder_are_kept_by_all_its_weights(weights, tmp_path):
+    matrices = tuple(dataclasses.replace(matrix, source=str(tmp_path)) for matrix in open_checkpoint(weights).matrices)
+    write_weights(tmp_path / "second.safetensors", seed=1)
+    (tmp_path / "notes.txt").write_text("no weights")
+
+    def kept() -> bool:
+        store = SpectraCache(tmp_path / "cache")
+        store.digest_files(matrices)
+        found = store.get(matrices[0]) is not None
+        store.put(matrices[0], esd(matrices[0].load()))
+        return found
+
+    assert [kept(), kept()] == [False, True]
+    (tmp_path / "notes.txt").write_text("other words")
+    assert kept()
+    write_weights(tmp_path / "second.safetensors", seed=2)
+    assert not kept()
+
+
+def test_what_the_configuration_decides_is_part_of_the_key(weights, tmp_path):
+    store, matrices = filled(tmp_path / "cache", weights)
+    assert store.get(matrices[0]) is not None
+    assert store.get(dataclasses.replace(matrices[0], recipe="q of 3 heads")) is None
 
 
 def test_info_counts_spectra_bytes_and_files(weights, tmp_path):

@@ -16,7 +16,7 @@ import alphalloc
 from alphalloc.analysis.plan import Speed, cost, make_plan, measure_speed, task_bytes
 from alphalloc.backends.local import available_cores
 from alphalloc.checkpoint import Checkpoint, WeightMatrix, open_checkpoint
-from alphalloc.checkpoint.buffers import FileSlice
+from alphalloc.checkpoint.buffers import FileSlice, View
 from alphalloc.errors import AnalysisError, MemoryBudgetError
 from alphalloc.spectra import gram
 
@@ -56,6 +56,13 @@ def test_the_memory_of_one_task_by_hand():
     assert task_bytes(dataclasses.replace(matrix, source="memory")) == 2 * 8 * 4096**2 + slabs
     (small,) = planned((10, 20)).matrices
     assert task_bytes(small) == 400 + 1600 + 2 * 8 * 10 * 20
+
+
+def test_a_part_of_a_fused_tensor_takes_the_whole_tensor():
+    (matrix,) = planned((100, 300)).matrices
+    whole = FileSlice("nowhere", 0, (300, 300), "F16", 300 * 300 * 2)
+    part = dataclasses.replace(matrix, load=View(whole, (300, 300), rows=slice(0, 100)))
+    assert task_bytes(part) - task_bytes(matrix) == 200 * 300 * 2
 
 
 def test_fewer_workers_where_memory_is_short():
