@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_EXPERTS)]
 
 
 def _setting(value: Any) -> Any:
-    """Return a number or a list of numbers as it came: the id of a schedule tells 2 from 2.0, as the library's does."""
+    """Return a number or a list of numbers as it came; booleans and text are refused."""
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) > MAX_LAYERS or any(type(number) not in (int, float) for number in numbers):
         raise ValueError(f"expected a number or a list of at most {MAX_LAYERS} numbers")

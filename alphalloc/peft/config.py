@@ -161,9 +161,11 @@ class MoELoraConfig(PeftConfig):
             fields: any other field of the class.
 
         Raises:
-            AdapterError: the document is not a schedule, or a value is out of range.
+            AdapterError: the document is not a schedule, counts by module, sets other ranks than ``r``, or a value is
+                out of range.
         """
         document = _schedule_document(schedule)
+        _check_expressible(document, r)
         values = {**_preset(preset), **fields} if preset is not None else dict(fields)
         values.update(
             r=r,
@@ -224,6 +226,21 @@ def _schedule_document(schedule: Any) -> dict[str, Any]:
             f"got {type(schedule).__name__}; make one with alphalloc.allocate or load schedule.json"
         )
     return dict(schedule)
+
+
+def _check_expressible(document: dict[str, Any], r: int) -> None:
+    """Raise AdapterError for a schedule that one count and one rank a layer cannot express."""
+    if document.get("level", "layer") != "layer":
+        raise AdapterError(
+            "expected one number of experts a layer, got a schedule with one a module; allocate with level 'layer', or "
+            "export it as plain LoRA: alphalloc export SCHEDULE.json --to peft"
+        )
+    ranks = {layer["rank"] for layer in document["layers"] if layer.get("rank") and layer["num_experts"]}
+    if ranks - {r}:
+        raise AdapterError(
+            f"expected rank {r} in every layer, the schedule sets {sorted(ranks)}; pass that r if it is one, or "
+            "export it as plain LoRA: alphalloc export SCHEDULE.json --to peft"
+        )
 
 
 def _check(config: MoELoraConfig) -> None:

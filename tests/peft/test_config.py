@@ -10,6 +10,7 @@ import peft
 import pytest
 
 import alphalloc
+from alphalloc.allocation import Budget, ModuleShapes, Slot, allocate, allocate_ranks, external_scores
 from alphalloc.documents import package_version
 from alphalloc.errors import AdapterError
 from alphalloc.peft import PRESETS, MoELoraConfig
@@ -120,3 +121,15 @@ def test_what_is_not_a_schedule_is_refused(tmp_path: Path) -> None:
         MoELoraConfig.from_schedule({"layers": [{"layer": 0}]})
     with pytest.raises(AdapterError, match=r"expected a saved schedule at .*nowhere.json"):
         MoELoraConfig.from_schedule(tmp_path / "nowhere.json")
+
+
+def test_schedules_by_module_or_with_ranks_are_refused() -> None:
+    shapes = ModuleShapes.uniform(3, {"q_proj": (8, 8), "v_proj": (8, 8)})
+    scores = external_scores({Slot(s.layer, s.stack, s.role): 1.0 + s.layer for s in shapes.modules}, name="fisher")
+    with pytest.raises(AdapterError, match="one a module"):
+        MoELoraConfig.from_schedule(allocate(scores, 12, level="module"))
+    ranks = allocate_ranks([2.0, 3.0, 4.0], Budget.ranks(48), multiple_of=4)
+    with pytest.raises(AdapterError, match=r"the schedule sets \[\d+, "):
+        MoELoraConfig.from_schedule(ranks)
+    equal = allocate_ranks([2.0, 2.0, 2.0], Budget.ranks(48), num_experts=2)
+    assert MoELoraConfig.from_schedule(equal, r=16).r == 16
