@@ -135,9 +135,11 @@ class ModelAlphas(_Frozen):
         """One alpha a layer, in order. Raises LayerWithoutAlphaError when a layer has none."""
         missing = [_label(layer) for layer in self.layers if layer.alpha is None]
         if missing:
+            why = next((matrix for matrix in self.matrices if matrix.alpha is None and matrix.layer >= 0), None)
+            first = "" if why is None else f" (first: {why.name}: {why.status}, {why.reason})"
             raise LayerWithoutAlphaError(
-                f"no matrix of {', '.join(missing)} has a valid alpha; see their status and reason, "
-                'choose another estimator, or fill the gap with fill="median" (--fill median)'
+                f"no matrix of {', '.join(missing)} has a valid alpha{first}; "
+                'analyze with another estimator, or fill the gap: fill="median", analyze --fill median'
             )
         return tuple(layer.alpha for layer in self.layers if layer.alpha is not None)
 

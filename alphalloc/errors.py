@@ -25,7 +25,7 @@
     │   └── MemoryBudgetError            a matrix needs more memory than the budget allows
     ├── AllocationError                  scores and budget give no schedule
     │   ├── InvalidScoresError           empty, NaN, infinite, zero or negative scores
-    │   ├── InvalidBudgetError           not an integer, or not positive
+    │   ├── InvalidBudgetError           its amount or unit makes no sense
     │   ├── InfeasibleBudgetError        below layers x min or above layers x max
     │   ├── InvalidParameterError        beta, bounds, top_k or a rule's own setting is out of range
     │   ├── UnknownRuleError             no allocation rule of that name
@@ -182,7 +182,7 @@ class InvalidScoresError(AllocationError):
 
 
 class InvalidBudgetError(AllocationError):
-    """The budget is not a positive integer."""
+    """The budget's amount or unit makes no sense."""
 
     code = "invalid-budget"
 

@@ -123,7 +123,9 @@ def analyze(
         "fill": fill,
     }
     settings |= {"split_fused": False} if not split_fused else {}
-    settings |= {"base": Path(base).name if isinstance(base, str | os.PathLike) else "memory"} if base is not None else {}
+    settings |= (
+        {"base": Path(base).name if isinstance(base, str | os.PathLike) else "memory"} if base is not None else {}
+    )
     if estimator == "hill_fraction":
         settings["hill_fraction"] = hill_fraction
     if windows is not None:

@@ -129,9 +129,11 @@ def analyze(
     if names is not None:
         trust.print_estimators(views, as_json=as_json)
         return
+    if alphas_file is not None:
+        output.write_outputs({alphas_file: alphas.to_json()})  # kept even when no schedule comes of it
     schedule = asked.allocate(alphas)
-    documents = {alphas_file: alphas.to_json, schedule_file: schedule.to_json}
-    output.write_outputs({path: make() for path, make in documents.items() if path is not None})
+    if schedule_file is not None:
+        output.write_outputs({schedule_file: schedule.to_json()})
     if as_json:
         both = {"alphas": json.loads(alphas.to_json()), "schedule": json.loads(schedule.to_json())}
         output.print_json(pretty_json(both))
@@ -140,7 +142,7 @@ def analyze(
         if stability or gof or randomize:
             render.print_table(lambda _: trust.trust_table(alphas))
     if not quiet:
-        render.closing_notes(schedule.warnings, [path for path in documents if path is not None])
+        render.closing_notes(schedule.warnings, [path for path in (alphas_file, schedule_file) if path is not None])
 
 
 def _fitting(estimator: str | None, fraction: float | None, compared: Sequence[str]) -> dict[str, Any]:

@@ -51,9 +51,17 @@ def _report(found: ScheduleDiff) -> RenderableType:
     for slot in found.changed:
         numbers = (_pair(pair) for pair in (slot.experts, slot.top_k, slot.rank))
         table.add_row(plain(str(slot.slot).replace(".", " ")), *numbers)
-    settings = [f"{name}: {plain(str(old))} -> {plain(str(new))}" for name, (old, new) in found.settings.items()]
-    moved = f"{found.moved} experts move between {len(found.changed)} of {len(found.slots)} places"
+    settings = [f"{name}: {_brief(old)} -> {_brief(new)}" for name, (old, new) in found.settings.items()]
+    before, after = (sum(slot.experts[side] or 0 for slot in found.slots) for side in (0, 1))
+    moved = f"{before} -> {after} experts; {len(found.changed)} of {len(found.slots)} places differ"
     return Group(*([table] if found.changed else []), Text("\n".join([moved, *settings])))
+
+
+def _brief(setting: Any) -> str:
+    """Return a setting without the punctuation of a dictionary."""
+    if isinstance(setting, dict):
+        return plain(" ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
+    return plain(str(setting))
 
 
 def _pair(values: tuple[int | None, int | None]) -> str:

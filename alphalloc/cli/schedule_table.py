@@ -100,12 +100,20 @@ def _caption(schedule: ExpertSchedule) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in schedule.rule.params.items())
     rule = f"{schedule.rule.name} ({settings})" if settings else schedule.rule.name
     estimator = schedule.analysis.estimator if schedule.analysis else "unknown (alphas given by hand)"
-    totals = schedule.totals
+    totals, ranks = schedule.totals, [layer.rank for layer in schedule.layers if layer.rank is not None]
+    signal = schedule.signal
     spread = f"{totals.fewest_experts} to {totals.most_experts} a layer"
     lines = [
-        f"estimator {plain(estimator)}, rule {plain(rule)}, rounding {plain(schedule.rounding)}",
+        (
+            f"estimator {plain(estimator)}"
+            if signal is None
+            else f"signal {plain(signal.name)} ({signal.direction} gets more)"
+        )
+        + f", rule {plain(rule)}, rounding {plain(schedule.rounding)}",
         f"{totals.num_experts} experts in {totals.num_layers} layers, {spread}; schedule {schedule.id}",
     ]
+    if ranks:
+        lines.append(f"ranks {min(ranks)} to {max(ranks)}, {sum(ranks)} in sum")
     if schedule.adapter is not None:
         adapter = schedule.adapter
         lines.append(

@@ -44,6 +44,11 @@ EXPORTERS: dict[str, Exporter] = {
     "csv": export_csv,
 }
 
+ASSUMED_BLOCKS = (
+    "the keys take the blocks to be called 'layers', as in Llama; others (GPT-2 'h', BERT 'layer', T5 'block') need "
+    "--model or --block-list"
+)
+
 YAML_TARGETS = ("axolotl", "llamafactory")  # whose settings can be put into a user's YAML file
 
 
@@ -60,7 +65,11 @@ def export(
         raise InvalidParameterError(f"no export target is called {target!r}; there are: {', '.join(EXPORTERS)}")
     if into is not None and target not in YAML_TARGETS:
         raise InvalidParameterError(f"{target} is not written into YAML files; those are: {', '.join(YAML_TARGETS)}")
-    result = EXPORTERS[target](schedule, options or ExportOptions())
+    chosen = options or ExportOptions()
+    result = EXPORTERS[target](schedule, chosen)
+    # A backslash behind the name: keys by layer, in JSON, YAML and Python alike.
+    if "layers\\" in result.text and chosen.block_list is None and not chosen.module_paths:
+        result = replace(result, notes=(*result.notes, ASSUMED_BLOCKS))
     if into is None or result.settings is None:
         return result
     text = edit_yaml(into, result.settings, remove=result.stale, keep=result.keep)

@@ -146,7 +146,7 @@ class MoELoraConfig(PeftConfig):
         cls,
         schedule: ScheduleLike | dict[str, Any] | str | Path,
         *,
-        r: int = 8,
+        r: int | None = None,
         lora_alpha: float = 16,
         target_modules: Sequence[str] | str | None = None,
         preset: str | None = None,
@@ -156,7 +156,9 @@ class MoELoraConfig(PeftConfig):
 
         Args:
             schedule: an ExpertSchedule, its document as a dict, or the path of a saved ``schedule.json``.
-            r, lora_alpha, target_modules: as in the class.
+            r: rank of each expert; the one the schedule's budget was spent for when it has one, else 8.
+            target_modules: those the budget was spent for when it has them, else as in the class.
+            lora_alpha: as in the class.
             preset: a key of ``PRESETS`` for the losses and the dropout.
             fields: any other field of the class.
 
@@ -165,6 +167,9 @@ class MoELoraConfig(PeftConfig):
                 out of range.
         """
         document = _schedule_document(schedule)
+        adapter = document.get("adapter") or {}
+        r = r or adapter.get("r") or 8
+        target_modules = adapter.get("target_modules") if target_modules is None else target_modules
         _check_expressible(document, r)
         values = {**_preset(preset), **fields} if preset is not None else dict(fields)
         values.update(

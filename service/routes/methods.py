@@ -17,6 +17,13 @@ _NO_PARAMS: dict[str, Any] = {"type": "object", "properties": {}, "additionalPro
 # What a default value cannot tell of a rule's setting.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "beta": {"description": "exponent of the weights alpha ** beta"},
+    "eps": {"description": "half the width of the linear map: weights run from 1 - eps to 1 + eps"},
+    "temperature": {"description": "the weights are exp(score / temperature)"},
+    "counts": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0},
+        "description": "experts, one number a layer",
+    },
     "pattern": {
         "type": "array",
         "items": {"type": "number", "exclusiveMinimum": 0},

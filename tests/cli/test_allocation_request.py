@@ -151,7 +151,7 @@ def test_export_refuses_by_name(run, schedules, options, message):
 
 def test_diff_and_validate(run, schedules, alphas_file, tiny, tmp_path):
     assert run("diff", schedules[0], schedules[0]).stdout == "no difference\n"
-    assert "4 experts move" in run("diff", *schedules).stdout
+    assert "20 -> 24 experts;" in run("diff", *schedules).stdout
     assert json.loads(run("diff", *schedules, "--json").stdout)["moved"] == 4
     assert "valid schedule, 20 experts in 4 layers" in run("validate", schedules[0], "--model", tiny).stdout
     assert "valid alphas, 8 matrices in 4 layers" in run("validate", alphas_file).stdout
