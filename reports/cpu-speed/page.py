@@ -8,7 +8,7 @@ from typing import Any
 
 def page(results: dict[str, Any]) -> str:
     lines = [*_head(results), *_models(results["models"]), *_eigen(results["eigen"])]
-    return "\n".join([*lines, *_solvers(results["solvers"]), *_fit(results["fit"]), ""])
+    return "\n".join([*lines, *_solvers(results["solvers"]), *_fit(results["fit"]), *_prefetch(results), ""])
 
 
 def _head(results: dict[str, Any]) -> list[str]:
@@ -24,8 +24,8 @@ def _head(results: dict[str, Any]) -> list[str]:
         f"{where['processor']}, {where['cores']} cores, load {where['load_at_start']} to {where['load_at_end']};",
         f"Python {where['python']}; {libraries};",
         f"{where['date']}; {results['mode']} mode, medians of {results['rounds']} rounds (one for whole SmolLM2 and",
-        "from 2000 rows on). One thread everywhere. CPU seconds of the process decide, since the machine ran other work;",
-        "wall seconds stand beside them. A ratio is the median of the rounds' own ratios.",
+        "from 2000 rows on). One thread everywhere. CPU seconds of the process decide, since the machine ran other",
+        "work; wall seconds stand beside them. A ratio is the median of the rounds' own ratios.",
         f"Diffract: {results['diffract']}.",
         "",
         "Remade by `python reports/cpu-speed/run.py [--full] [--diffract PYTHON]`.",
@@ -82,7 +82,7 @@ def _solvers(rows: list[dict[str, Any]]) -> list[str]:
         "## Which eigenvalue solver",
         "",
         "CPU seconds for all eigenvalues. The two-stage reduction lies in numpy's OpenBLAS under a private name. It is",
-        "not used: beside torch it does not win here, without torch it wins little, and the name may go at any release.",
+        "not used: beside torch it does not win here, without torch it wins little, and the name may go any day.",
         "",
         f"| side | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
@@ -105,4 +105,24 @@ def _fit(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         theirs, ours = (statistics.median(values) for values in row["cpu_seconds"].values())
         lines.append(f"| {row['n']} | {theirs:.3f} | {ours:.5f} | {row['ratio']} | {row['apart']:.1e} |")
+    return lines
+
+
+def _prefetch(results: dict[str, Any]) -> list[str]:
+    if "prefetch" not in results:
+        return []
+    found = results["prefetch"]["wall_and_reading_seconds"]
+    lines = [
+        "",
+        "## Reading ahead",
+        "",
+        "Nine 512 x 32768 float16 tensors from a file that is not in memory: wall seconds, and those spent in reading.",
+        "Asking the kernel for the next tensor gains nothing that stands out: reading is a few per cent. Not done.",
+        "",
+        "| | wall s | reading s |",
+        "|---|---|---|",
+    ]
+    for name, rows in found.items():
+        wall, reading = (", ".join(f"{row[i]:.2f}" for row in rows) for i in (0, 1))
+        lines.append(f"| {name} | {wall} | {reading} |")
     return lines

@@ -27,7 +27,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  (its BLAS is among those listed)
 from page import page
 from safetensors.numpy import save_file
-from steps import eigen_step, fit_step, solvers
+from steps import eigen_step, fit_step, prefetch, solvers
 from threadpoolctl import threadpool_info
 
 from alphalloc.checkpoint import open_checkpoint
@@ -139,6 +139,7 @@ def main() -> None:
     results["eigen"] = [eigen_step(shape, options.rounds if min(shape) < 2000 else 1) for shape in shapes]
     results["solvers"] = [solvers(side, 2) for side in ((1024, 2048, 2560, 4096) if options.full else (576, 1024))]
     results["fit"] = [fit_step(count, options.rounds if count < 4000 else 1) for count in (1024, 4096)]
+    results["prefetch"] = prefetch(options.rounds)
     results["environment"]["load_at_end"] = round(os.getloadavg()[0], 1)
     write_atomic(HERE / "results.json", pretty_json(results))
     write_atomic(HERE / "README.md", page(results))

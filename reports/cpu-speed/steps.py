@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from alphalloc.checkpoint.buffers import FileSlice
 from alphalloc.fits import FITS
 from alphalloc.spectra import eigenvalues, gram
 
@@ -91,6 +94,34 @@ def fit_step(count: int, rounds: int) -> dict[str, Any]:
     times = interleaved({"powerlaw 2.0.0": theirs, "ks": ours}, rounds)
     apart = max(abs(a / b - 1) for a, b in zip(found["theirs"], found["ours"], strict=True))
     return {"n": count, "cpu_seconds": times, "ratio": ratio(times, "powerlaw 2.0.0", "ks"), "apart": apart}
+
+
+def prefetch(rounds: int) -> dict[str, Any]:
+    """Wall seconds for nine 512 x 32768 float16 tensors from a file that is not in memory, without and with asking
+    the kernel for the next one while the spectrum of this one is computed."""
+    side, length, count = 512, 32768, 9
+    payload = (np.random.default_rng(0).standard_normal((side, length)) * 0.02).astype(np.float16).tobytes()
+    found: dict[str, list[list[float]]] = {"plain": [], "next one asked for": []}
+    with tempfile.NamedTemporaryFile() as file:
+        for _ in range(count):
+            file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+        starts = range(0, count * len(payload), len(payload))
+        loads = [FileSlice(file.name, start, (side, length), "F16", count * len(payload)) for start in starts]
+        for _ in range(rounds):
+            for name in found:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                started, reading = time.perf_counter(), 0.0
+                for i, load in enumerate(loads):
+                    begin = time.perf_counter()
+                    weight = load()
+                    reading += time.perf_counter() - begin
+                    if name != "plain" and i + 1 < count:
+                        os.posix_fadvise(file.fileno(), (i + 1) * len(payload), len(payload), os.POSIX_FADV_WILLNEED)
+                    eigenvalues(gram(weight).matrix)
+                found[name].append([round(time.perf_counter() - started, 3), round(reading, 3)])
+    return {"wall_and_reading_seconds": found}
 
 
 def _two_stage() -> Callable[[np.ndarray], np.ndarray] | None:
