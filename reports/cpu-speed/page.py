@@ -6,8 +6,13 @@ import statistics
 from typing import Any
 
 
+ALPHALORA, WATCHER, DIFFRACT = "AlphaLoRA's procedure", "WeightWatcher 0.7.7", "Diffract 0.3.1"
+ORDER = ("alphalloc (ks)", "alphalloc (xmin_peak_reference)", ALPHALORA, WATCHER, DIFFRACT)
+SIDES = ("Gram + eigenvalues, float64", "torch svdvals float32, wide", "torch svdvals float32, tall")
+
+
 def page(results: dict[str, Any]) -> str:
-    lines = [*_head(results), *_models(results["models"]), *_eigen(results["eigen"])]
+    lines = [*_head(results), *_targets(results), *_models(results["models"]), *_eigen(results["eigen"])]
     return "\n".join([*lines, *_solvers(results["solvers"]), *_fit(results["fit"]), *_prefetch(results), ""])
 
 
@@ -33,6 +38,34 @@ def _head(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def _targets(results: dict[str, Any]) -> list[str]:
+    """Every target beside what was measured, in CPU seconds."""
+    asked: list[tuple[str, float, float]] = []
+    for model in results["models"]:
+        found, name = model["contenders"], model["input"]
+        wanted = [(ALPHALORA, "cpu", 3.0), (WATCHER, "cpu", 3.0)]
+        wanted += [(DIFFRACT, "cpu", 6.0), (DIFFRACT, "mib", 5.0)] if name.startswith("4096 x 4096") else []
+        for other, key, least in wanted:
+            if f"{key}_ratio" in found.get(other, {}):
+                kind = "memory" if key == "mib" else "time"
+                asked.append((f"{name}: {kind} of {other} over ours", least, found[other][f"{key}_ratio"]))
+    for row in results["eigen"]:
+        shape, side = " x ".join(map(str, row["shape"])), min(row["shape"])
+        least = 2.5 if side >= 4096 else 1.8
+        asked.append((f"eigenvalues, {shape}: svdvals in its better orientation", least, row["better_orientation"]))
+    for row in results["fit"]:
+        asked.append((f"fit, n = {row['n']}: powerlaw", 100.0 if row["n"] < 4096 else 300.0, row["ratio"]))
+    lines = ["## Targets", "", "| ratio | target | measured | |", "|---|---|---|---|"]
+    lines += [f"| {what} | {least:g} | {got:g} | {'met' if got >= least else 'MISSED'} |" for what, least, got in asked]
+    reason = (
+        "Against float32 singular values the margin depends on the processor: MKL's float32 SVD runs at full AVX-512",
+        "speed on this Intel core, while half of our time from 2000 rows on is the float64 reduction, which is bound by",
+        "memory, and below that a third is OpenBLAS's syrk at half of its speed on large matrices. The float32 way is",
+        "no alternative: it moves alphas of the peak estimators. WeightWatcher and Diffract run float64 SVDs.",
+    )
+    return [*lines, "", *reason, ""]
+
+
 def _models(models: list[dict[str, Any]]) -> list[str]:
     lines = ["## Reading, spectra and fits together", ""]
     for model in models:
@@ -42,7 +75,8 @@ def _models(models: list[dict[str, Any]]) -> list[str]:
             "| | CPU s (range) | wall s | peak over imports, MiB | times our CPU s | wall | memory |",
             "|---|---|---|---|---|---|---|",
         ]
-        for name, row in model["contenders"].items():
+        for name in (name for name in ORDER if name in model["contenders"]):
+            row = model["contenders"][name]
             if "error" in row:
                 lines.append(f"| {name} | failed: {row['error']} | | | | | |")
                 continue
@@ -70,14 +104,14 @@ def _eigen(rows: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        times = " | ".join(f"{statistics.median(values):.4f}" for values in row["cpu_seconds"].values())
+        times = " | ".join(f"{statistics.median(row['cpu_seconds'][name]):.4f}" for name in SIDES)
         shape = " x ".join(map(str, row["shape"]))
         lines.append(f"| {shape} | {times} | {row['as_given']} | {row['better_orientation']} |")
     return [*lines, ""]
 
 
 def _solvers(rows: list[dict[str, Any]]) -> list[str]:
-    names = list(rows[0]["cpu_seconds"])
+    names = [name for name in ("numpy", "torch", "two-stage") if name in rows[0]["cpu_seconds"]]
     lines = [
         "## Which eigenvalue solver",
         "",
@@ -103,7 +137,7 @@ def _fit(rows: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        theirs, ours = (statistics.median(values) for values in row["cpu_seconds"].values())
+        theirs, ours = (statistics.median(row["cpu_seconds"][name]) for name in ("powerlaw 2.0.0", "ks"))
         lines.append(f"| {row['n']} | {theirs:.3f} | {ours:.5f} | {row['ratio']} | {row['apart']:.1e} |")
     return lines
 
