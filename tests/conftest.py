@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
+# A shell that runs us in the background has SIGINT ignored, and children inherit that: then no test of Ctrl-C can pass.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for folder in (TESTS / "reference", TESTS / "support"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

@@ -12,7 +12,7 @@ import numpy as np
 import powerlaw
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from laws import EXAMPLES
 
 from alphalloc.fits import FITS, STATUSES, hill_fraction, ks, xmin_median
@@ -193,6 +193,9 @@ def test_every_answer_is_a_number_in_range_or_a_status(eigs, name):
 @settings(max_examples=EXAMPLES)
 @given(eigs=spectra, name=st.sampled_from(["ks", "xmin_peak", "xmin_peak_reference"]))
 def test_the_pruned_search_equals_the_full_one(eigs, name):
+    if name == "xmin_peak_reference":  # without slack: which side of a bound a value on it falls is the last bit's whim
+        top = naive_fits.peak(eigs)
+        assume(not any(np.isclose(eigs, bound, rtol=1e-9).any() for bound in (1.5 * top, math.log10(0.95 * top))))
     expected = getattr(naive_fits, name)(list(map(float, eigs)))
     fit = FITS[name](eigs)
     if expected is None or naive_fits.tail(eigs, expected)[0] > 200:
