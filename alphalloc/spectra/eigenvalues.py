@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 from alphalloc.errors import SpectrumCheckError
 
-# Above this side torch's MKL reduction is faster than numpy's OpenBLAS (2.9 s against 4.7 s at 4096 on one thread).
-NUMPY_MAX_SIDE = 2048
+# Above this side torch's MKL reduction is faster than numpy's OpenBLAS: on one thread 0.13 s against 0.21 s at 1152 and
+# 4.3 s against 9.6 s at 4096 (Intel), 2.9 s against 4.7 s at 4096 (AMD); at 1024 they are equal.
+NUMPY_MAX_SIDE = 1024
 
 
 def eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return all eigenvalues of the symmetric ``matrix`` (n x n, lower triangle read), ascending, float64.
 
-    LAPACK ``syevd`` without vectors: through numpy up to n = 2048, through torch above when torch is installed.
+    LAPACK ``syevd`` without vectors: through numpy up to n = 1024, through torch above when torch is installed.
     Raises SpectrumCheckError when LAPACK does not converge.
     """
     if len(matrix) > NUMPY_MAX_SIDE and (by_torch := _torch_eigenvalues(matrix)) is not None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE
+
 HERE = Path(__file__).parent
 SHARD_BYTES = 10**9
 MIB = 2**20
@@ -86,7 +88,7 @@ def measure(kind: str, gigabytes: float, scratch: str | None) -> dict[str, objec
         folder = Path(name) / "model"
         folder.mkdir()
         write_checkpoint(folder, shape, int(gigabytes * 10**9))
-        torch = "torch" if min(shape) > 2048 else "-"
+        torch = "torch" if min(shape) > NUMPY_MAX_SIDE else "-"
         command = [sys.executable, "-c", CHILD, str(folder), str(Path(name) / "cache"), "1", torch]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(output)
