@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alphalloc.allocation.references import Count
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, LayerRef, ModelRef
 from alphalloc.documents import parse_document, pretty_json, read_document, write_atomic
 from alphalloc.errors import DocumentError, LayerWithoutAlphaError, MissingExtraError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 KIND = "ModelAlphas"
 SCHEMA_VERSION = "1.0"
+
+Exponent = Annotated[float, Field(strict=True, gt=0, le=1000)]  # an estimator gives at most 200
 
 
 class _Frozen(BaseModel):
@@ -58,7 +61,7 @@ class MatrixAlpha(_Frozen):
     dtype: str
     quantized: bool = False
     estimator: str
-    alpha: float | None
+    alpha: Exponent | None
     xmin: float | None
     ks_distance: float | None
     num_tail: int
@@ -96,11 +99,11 @@ class LayerAlpha(_Frozen):
     ``roles`` gives the mean alpha of each role in the block; ``num_valid`` of ``num_matrices`` have an alpha.
     """
 
-    layer: int
+    layer: Count
     stack: str = ""
-    alpha: float | None
-    num_matrices: int
-    num_valid: int
+    alpha: Exponent | None
+    num_matrices: Count
+    num_valid: Count
     roles: dict[str, float | None]
     filled: bool = False
 
@@ -129,6 +132,13 @@ class ModelAlphas(_Frozen):
     matrices: tuple[MatrixAlpha, ...]
     skipped: tuple[SkippedMatrix, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_layer_once(self) -> ModelAlphas:
+        refs = [(layer.stack, layer.layer) for layer in self.layers]
+        if len(set(refs)) != len(refs):
+            raise ValueError("a layer is listed twice")
+        return self
 
     @property
     def per_layer(self) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ MAX_DOCUMENT_BYTES = 256 * 2**20  # chosen here: an alphas.json of a 1T-paramete
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of ``value``: keys sorted, no spaces, floats by ``repr``, never NaN.
 
-    Raises DocumentError for NaN and infinities, which JSON does not have.
+    Raises DocumentError for NaN and infinities, which JSON does not have, and for lone surrogates.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise DocumentError(f"the document holds text that is not Unicode (a lone surrogate): {exc.reason}") from exc
     except ValueError as exc:
         raise DocumentError(f"the document holds a number that JSON does not have (NaN or infinity): {exc}") from exc
+    return text
 
 
 def pretty_json(value: Any) -> str:
@@ -68,12 +73,24 @@ def read_document(path: str | os.PathLike[str], *, kind: str, major: int) -> dic
     """
     source = Path(path)
     try:
-        if source.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise DocumentError(f"{source}: larger than {MAX_DOCUMENT_BYTES} bytes; this is not a {kind} document")
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
+        text = read_text(source, MAX_DOCUMENT_BYTES)
+    except (OSError, ValueError) as exc:
         raise DocumentError(f"{source}: cannot be read as a {kind} document: {exc}") from exc
     return parse_document(text, kind=kind, major=major, where=str(source))
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Return the UTF-8 text of a regular file (without a byte order mark).
+
+    Raises OSError, or ValueError for anything but a regular file of at most ``limit`` bytes of UTF-8: a pipe or a
+    device would be waited on for ever.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def parse_document(text: str, *, kind: str, major: int, where: str = "document") -> dict[str, Any]:

@@ -91,11 +91,11 @@ def parse_strictly(body: bytes) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice[:100]!r} twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:  # one pass: a body may hold a hundred thousand keys
+        if key in result:
+            raise ValueError(f"an object has the key {key[:100]!r} twice")
+        result[key] = value
     return result
 
 

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from alphalloc.documents import canonical_json, content_id, parse_document, pretty_json, write_atomic
+from alphalloc.documents import canonical_json, content_id, parse_document, pretty_json, read_document, write_atomic
 from alphalloc.errors import DocumentError
 
 values = st.recursive(
@@ -78,3 +78,15 @@ def test_documents_too_large_are_refused(tmp_path, monkeypatch):
 def test_integers_too_long_to_parse_are_a_named_error():
     with pytest.raises(DocumentError, match="not valid JSON"):
         parse_document('{"kind": ' + "9" * 10_000 + "}", kind="x", major=1)
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(DocumentError, match="cannot be read as a x document"):
+            read_document(path, kind="x", major=1)
+
+
+def test_lone_surrogates_are_a_named_error():
+    with pytest.raises(DocumentError, match="not Unicode"):
+        canonical_json(["\ud800"])

@@ -26,6 +26,8 @@ from alphalloc.errors import InvalidParameterError, InvalidScoresError, UnknownR
 
 Weights = tuple[float, ...]
 
+MAX_COUNT = 10**9  # chosen here: experts of one layer that a user may write down
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -92,9 +94,10 @@ def explicit(scores: Sequence[float], *, counts: Sequence[int]) -> Weights:
         raise InvalidParameterError(f"counts must be a list of whole numbers, found {counts!r}")
     if len(counts) != len(scores):
         raise InvalidParameterError(f"{len(counts)} explicit counts do not fit {len(scores)} layers: give one a layer")
-    wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
-    if wrong:
-        raise InvalidParameterError(f"explicit counts must be whole numbers and not negative, found {wrong[0]!r}")
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
+            shown = f"{count!r:.40}" if not isinstance(count, int) or abs(count) < 10**30 else "a larger one"
+            raise InvalidParameterError(f"explicit counts must be whole numbers from 0 to {MAX_COUNT}, found {shown}")
     return tuple(float(count) for count in counts)
 
 

@@ -20,6 +20,7 @@ from alphalloc.allocation.parts import Direction
 from alphalloc.allocation.references import LayerRef
 from alphalloc.allocation.signals import SignalScores, external_scores
 from alphalloc.allocation.slots import Slot
+from alphalloc.documents import read_text
 from alphalloc.errors import InvalidScoresError
 
 MAX_BYTES = 16 * 2**20  # chosen here: a million scores with names
@@ -65,10 +66,8 @@ Rows = list[tuple[str, Mapping[str, Any]]]
 
 def _text(source: Path) -> str:
     try:
-        if source.stat().st_size > MAX_BYTES:
-            raise InvalidScoresError(f"{source}: larger than {MAX_BYTES} bytes; this is no file of scores")
-        return source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
+        return read_text(source, MAX_BYTES)
+    except (OSError, ValueError) as exc:
         raise InvalidScoresError(f"{source}: cannot be read as scores: {exc}") from exc
 
 

@@ -345,10 +345,32 @@ def _warnings(
     bad = sum(matrix.alpha is None for matrix in matrices)
     if bad:
         found.append(f"{bad} of {len(matrices)} matrices have no alpha and do not enter their layer's mean")
+    unexpected = [tensor for tensor in checkpoint.skipped if not tensor.by_design]
+    if unexpected:
+        first = f"{unexpected[0].name} ({unexpected[0].reason})"
+        found.append(f"{len(unexpected)} tensors that one would expect were left out, the first {first}")
+    found += _gaps(layers)
     filled = [str(layer.layer) for layer in layers if layer.filled]
     if filled:
         found.append(f"layers filled with the median alpha: {', '.join(filled)}")
     return tuple(found)
+
+
+def _gaps(layers: tuple[LayerAlpha, ...]) -> list[str]:
+    """Say which block indices below the highest of their stack have no matrix at all."""
+    indices: dict[str, set[int]] = {}
+    for layer in layers:
+        indices.setdefault(layer.stack, set()).add(layer.layer)
+    notes = []
+    for stack, present in indices.items():
+        missing = max(present) + 1 - len(present)
+        if missing and missing <= 10_000:
+            first = next(index for index in range(max(present)) if index not in present)
+            where = f" of {stack}" if stack else ""
+            notes.append(f"{missing} layers{where} have no matrix to analyse, the first is layer {first}")
+        elif missing:
+            notes.append(f"layer indices up to {max(present)} with {len(present)} layers: check --layer-pattern")
+    return notes
 
 
 def _nothing_message(checkpoint: Checkpoint) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphalloc.documents import canonical_json
+from alphalloc.errors import CorruptCheckpointError, DocumentError
 
 Array = NDArray[Any]
 """2-D values as stored: float16, float32, float64 or ml_dtypes.bfloat16, never upcast."""
@@ -124,7 +125,10 @@ def fingerprint(tensors: Iterable[StoredTensor], file_sizes: Iterable[int]) -> s
     fine-tunes of one model share it. The commit pins the values of a hub model.
     """
     headers = sorted([t.name, list(t.shape), t.dtype, t.nbytes] for t in tensors)
-    text = canonical_json({"tensors": headers, "files": sorted(file_sizes)})
+    try:
+        text = canonical_json({"tensors": headers, "files": sorted(file_sizes)})
+    except DocumentError as exc:
+        raise CorruptCheckpointError(f"a tensor's name is not Unicode text: {exc}") from exc
     return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphalloc.cli.options import AllocationOptions
+from alphalloc.documents import MAX_DOCUMENT_BYTES, read_text
 from alphalloc.errors import InvalidBudgetError, InvalidParameterError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def constraint_fields(
 
 def _constraint_file(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_text(file, MAX_DOCUMENT_BYTES))
     except (OSError, ValueError, RecursionError) as exc:
         raise InvalidParameterError(f"--constraints {file}: cannot be read as JSON: {exc}") from exc
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ import typer
 
 from alphalloc.cli import options, output, render
 from alphalloc.cli.text import did_you_mean
+from alphalloc.documents import MAX_DOCUMENT_BYTES, read_text
 from alphalloc.errors import InvalidParameterError, OutputError
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def _module_paths(model: str, schedule: ExpertSchedule) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
+        return read_text(path, MAX_DOCUMENT_BYTES)
+    except (OSError, ValueError) as exc:
         raise InvalidParameterError(f"--into {path}: cannot be read: {exc}") from exc
 
 

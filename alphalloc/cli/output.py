@@ -18,7 +18,7 @@ def check_outputs(outputs: Mapping[str, Path | None], *, inputs: Iterable[str | 
     Checked are: two options with one path, a path that is read by the same command, a target that is not a regular
     file (a folder, a device), a parent that is no folder or may not be written to.
     """
-    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
+    taken = {Path(os.path.realpath(path)): f"the input {path}" for path in inputs}  # realpath bears loops of links
     for option, path in outputs.items():
         if path is None:
             continue

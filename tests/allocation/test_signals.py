@@ -129,7 +129,8 @@ def test_explicit_counts_are_taken_as_they_are() -> None:
     ("rule", "budget", "match"),
     [
         ("explicit:5,3", 8, "2 explicit counts do not fit 3 layers"),
-        ("explicit:5,3,-1", 7, "must be whole numbers and not negative, found -1"),
+        ("explicit:5,3,-1", 7, "must be whole numbers from 0 to 1000000000, found -1"),
+        ("explicit:5,3," + "9" * 4000, 7, "found a larger one"),
         ("explicit:5,3,1.5", 9, r"found 1\.5"),
         ("explicit:5,3,1", 10, "add up to 9 experts, the budget says 10"),
         ("explicit:9,0,1", 10, "explicit count 0 of 1 is outside its bounds, min 1"),

@@ -271,3 +271,13 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(checkpoint, tmp_pat
     alphas = analyze(checkpoint(weights()), cache=blocked)
     assert alphas.per_layer == analyze(checkpoint(weights())).per_layer
     assert any("cannot be written" in warning for warning in alphas.warnings)
+
+
+def test_a_layer_that_disappears_is_said_to(checkpoint):
+    tensors = weights(layers=3)
+    for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+        del tensors[name]
+    tensors["model.layers.2.mlp.odd.weight"] = torch.zeros(2, 3, 4)
+    warnings = analyze(checkpoint(tensors)).warnings
+    assert any("1 layers have no matrix to analyse, the first is layer 1" in warning for warning in warnings)
+    assert any("model.layers.2.mlp.odd.weight" in warning for warning in warnings)
