@@ -180,7 +180,7 @@ def _flat(name: Any) -> list[int]:
 
 
 @given(call=constrained_calls())
-@settings(max_examples=EXAMPLES // 4)
+@settings(max_examples=EXAMPLES)
 def test_what_is_refused_as_infeasible_is_infeasible(call: dict[str, Any]) -> None:
     """Whatever allocate refuses, no vector satisfies; whatever it returns is nearest to the shares."""
     call = {**call, "rounding": "largest_remainder", "alphas": call["alphas"][:5], "budget": min(call["budget"], 14)}

@@ -72,7 +72,7 @@ def test_laws(alphas: list[float], step: int, least: int, room: int | None, roun
 
 
 @given(limit=st.integers(35_000, 400_000), experts=st.integers(1, 6), step=st.sampled_from([1, 2, 4]))
-@settings(max_examples=EXAMPLES // 4)
+@settings(max_examples=EXAMPLES)
 def test_one_parameter_budget_for_experts_times_rank(limit: int, experts: int, step: int) -> None:
     shapes = ModuleShapes.uniform(6, SIZES)
     alphas = [2.0 + i / 3 for i in range(6)]

@@ -40,7 +40,7 @@ values = st.recursive(
 
 
 @given(document=st.dictionaries(texts.filter(bool), values, min_size=1, max_size=4))
-@settings(max_examples=EXAMPLES // 4)  # the reader is slow
+@settings(max_examples=EXAMPLES)
 def test_what_is_written_is_what_is_read(document: dict[str, Any]) -> None:
     assert YAML(typ="safe").load(plain_yaml(document)) == document
 
