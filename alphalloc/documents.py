@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def parse_document(text: str, *, kind: str, major: int, where: str = "document")
     return value
 
 
+@cache
 def package_version() -> str:
     """Return the version of the installed package, or "0+unknown" in a checkout that was never installed."""
     try:

@@ -5,11 +5,11 @@ Shared by every saved document of this project. :class:`LayerScores` is all that
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import metadata
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from alphalloc.documents import package_version
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -31,7 +31,7 @@ class CreatedBy(Frozen):
     @classmethod
     def current(cls) -> CreatedBy:
         """Return this program and its installed version (``0+unknown`` from a checkout that is not installed)."""
-        return cls(version=_installed_version())
+        return cls(version=package_version())
 
 
 class ModelRef(Frozen):
@@ -103,11 +103,3 @@ def whole_numbers(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [whole_numbers(item) for item in value]
     return value
-
-
-@cache
-def _installed_version() -> str:
-    try:
-        return metadata.version("alphalloc")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
