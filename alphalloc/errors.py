@@ -33,6 +33,15 @@
     ├── DocumentError                    a saved JSON document is not what it should be
     │   └── SchemaVersionError           written by a newer major version
     ├── AdapterError                     a MoE-LoRA adapter cannot be built, loaded or merged
+    ├── TrainingError                    a training, evaluation or comparison cannot go on
+    │   ├── RecipeError                  a key or value of the recipe makes no sense
+    │   └── DatasetError                 the examples are missing, empty or without the fields needed
+    ├── BackendError                     the machines that compute matrices cannot be reached or kept failing
+    ├── ServiceError                     the allocation service gave no answer that can be used (raised by the client)
+    │   ├── ServiceUnreachableError      nothing answered, or it stayed unavailable through all tries
+    │   ├── ServiceRefusedError          it answered with a problem document; ``problem`` holds it
+    │   └── AnalysisFailedError          the analysis asked for ended as failed or cancelled
+    ├── StorageError                     the service's database cannot be read or written now
     ├── SettingsError                    an argument, address or environment variable makes no sense
     ├── OutputError                      a result cannot be written where it was asked for
     └── MissingExtraError                an optional library is not installed
@@ -227,6 +236,64 @@ class AdapterError(AlphallocError):
     """A MoE-LoRA adapter cannot be built, loaded or merged."""
 
     code = "adapter-error"
+
+
+class TrainingError(AlphallocError):
+    """A training, evaluation or comparison cannot go on."""
+
+    code = "training-error"
+
+
+class RecipeError(TrainingError):
+    """A key or value of the recipe makes no sense."""
+
+    code = "invalid-recipe"
+
+
+class DatasetError(TrainingError):
+    """The examples are missing, empty or without the fields needed."""
+
+    code = "invalid-dataset"
+
+
+class BackendError(AlphallocError):
+    """The machines that compute matrices cannot be reached, or a task kept failing on them."""
+
+    code = "backend-error"
+
+
+class ServiceError(AlphallocError):
+    """The allocation service gave no answer that can be used."""
+
+    code = "service-error"
+
+
+class ServiceUnreachableError(ServiceError):
+    """Nothing answered, or the service stayed unavailable through all tries."""
+
+    code = "service-unreachable"
+
+
+class ServiceRefusedError(ServiceError):
+    """The service answered with a problem document; ``problem`` holds it as a dictionary."""
+
+    code = "service-refused"
+
+    def __init__(self, message: str, problem: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.problem = problem or {}
+
+
+class AnalysisFailedError(ServiceError):
+    """The analysis asked for ended as failed or cancelled."""
+
+    code = "analysis-failed"
+
+
+class StorageError(AlphallocError):
+    """The service's database cannot be read or written now."""
+
+    code = "storage-unavailable"
 
 
 class SettingsError(AlphallocError):
