@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alphalloc.checkpoint import fused, gguf, hub, memory, remote, safetensors, torch_file
+from alphalloc.checkpoint import fused, gguf, hub, in_memory, remote, safetensors, torch_file
 from alphalloc.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_FILES, low_rank_tensors
-from alphalloc.checkpoint.base import minus_base
+from alphalloc.checkpoint.difference import minus_base
 from alphalloc.checkpoint.experts import split_experts
 from alphalloc.checkpoint.files import file_size, inside, read_json_object
 from alphalloc.checkpoint.folder import (
@@ -83,7 +83,7 @@ def open_checkpoint(
         same |= {"embeddings": embeddings, "split_fused": split_fused, "headers_only": headers_only}
         return minus_base(open_checkpoint(model, revision=revision, **same), open_checkpoint(base, **same))
     options = Options(layer_pattern, _globs(include), _globs(exclude), embeddings, split_fused)
-    if memory.is_module(model) or isinstance(model, Mapping):
+    if in_memory.is_module(model) or isinstance(model, Mapping):
         _no_revision(revision, "a model in memory")
         return _assemble(_in_memory(model), options)
     if not isinstance(model, str | os.PathLike):
@@ -154,9 +154,9 @@ def _taken_apart(source: _Source, split: bool) -> tuple[list[StoredTensor], tupl
 
 def _in_memory(model: Any) -> _Source:
     if isinstance(model, Mapping):
-        return _Source("state dict", "memory", memory.state_dict_tensors(model), {})
-    config = memory.module_config(model)
-    return _Source(type(model).__name__, "memory", memory.module_tensors(model), config)
+        return _Source("state dict", "memory", in_memory.state_dict_tensors(model), {})
+    config = in_memory.module_config(model)
+    return _Source(type(model).__name__, "memory", in_memory.module_tensors(model), config)
 
 
 def _local(path: Path, model_id: str, commit: str | None = None, revision: str | None = None) -> _Source:
