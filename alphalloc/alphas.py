@@ -39,6 +39,20 @@ class LikelihoodRatio(_Frozen):
     p_value: float
 
 
+class EsdHistogram(_Frozen):
+    """The spectrum as ``counts`` of eigenvalues in equal bins of log10 λ from ``log10_low`` to ``log10_high``."""
+
+    log10_low: float
+    log10_high: float
+    counts: tuple[Count, ...] = Field(min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _range(self) -> EsdHistogram:
+        if not self.log10_low < self.log10_high:
+            raise ValueError(f"log10_low {self.log10_low} is not below log10_high {self.log10_high}")
+        return self
+
+
 class MatrixAlpha(_Frozen):
     """One weight matrix: where it sits, its power-law fit and its spectral metrics.
 
@@ -48,7 +62,8 @@ class MatrixAlpha(_Frozen):
 
     Null unless asked for: ``alpha_low`` to ``alpha_high``, the band of ``fits.stability``; ``mp_edge``, the upper edge
     of the Marchenko-Pastur bulk as an eigenvalue, and ``num_spikes`` beyond it; ``gof_p_value`` of the bootstrap and
-    ``likelihood_ratios`` by alternative; ``mp_softrank`` and ``rand_distance`` of ``spectra.marchenko_pastur``.
+    ``likelihood_ratios`` by alternative; ``mp_softrank`` and ``rand_distance`` of ``spectra.marchenko_pastur``;
+    ``esd_histogram``, the spectrum as a report draws it.
     """
 
     name: str
@@ -86,6 +101,7 @@ class MatrixAlpha(_Frozen):
     rand_distance: float | None = None
     gof_p_value: float | None = None
     likelihood_ratios: dict[str, LikelihoodRatio] | None = None
+    esd_histogram: EsdHistogram | None = None
 
     @property
     def stability_band(self) -> tuple[float, float] | None:

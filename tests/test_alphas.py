@@ -12,7 +12,7 @@ from laws import EXAMPLES
 from alphalloc import ModelAlphas, allocate
 from alphalloc.allocation.confidence import uncertain_alphas
 from alphalloc.allocation.schedule import AnalysisRef, CreatedBy, ModelRef
-from alphalloc.alphas import MatrixAlpha, fill_median, layer_alphas
+from alphalloc.alphas import EsdHistogram, MatrixAlpha, fill_median, layer_alphas
 from alphalloc.errors import DocumentError, LayerWithoutAlphaError, SchemaVersionError
 
 
@@ -176,3 +176,13 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DocumentError, match="cannot be read"):
         ModelAlphas.load(tmp_path / "binary")
+
+
+def test_a_histogram_survives_the_round_trip_and_a_turned_one_is_refused():
+    kept = {"log10_low": -1.0, "log10_high": 2.0, "counts": [3, 0, 5]}
+    alphas = model(matrix(0, "q", 2.0).model_copy(update={"esd_histogram": EsdHistogram(**kept)}))
+    assert ModelAlphas.from_json(alphas.to_json()) == alphas
+    turned = json.loads(alphas.to_json())
+    turned["matrices"][0]["esd_histogram"]["log10_high"] = -1.0
+    with pytest.raises(DocumentError, match="log10_low -1.0 is not below log10_high -1.0"):
+        ModelAlphas.from_json(json.dumps(turned))

@@ -60,6 +60,7 @@ def analyze(
     stability: bool = False,
     gof: bool = False,
     randomize: bool = False,
+    histograms: bool = False,
     planned: Callable[[Plan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelAlphas:
@@ -80,7 +81,7 @@ def analyze(
     ``sampling="farms"``: alphas of pooled sub-matrices (``spectra.farms_esd``, with settings ``farms``): another
     measure, kept apart in the cache. How far each alpha can be trusted: ``stability`` gives it a band, the bulk edge of
     noise and the spikes beyond; ``gof`` a bootstrap p-value and likelihood ratios; ``randomize`` soft rank and distance
-    from noise (see ``MatrixAlpha``). All of it is seeded.
+    from noise (see ``MatrixAlpha``). All of it is seeded. ``histograms`` keeps each spectrum for reports.
 
     Layer mean: unweighted over the layer's matrices (AlphaLoRA, arXiv 2410.10054). All arithmetic is float64.
 
@@ -91,7 +92,7 @@ def analyze(
     notes = _device_notes(device)
     _check_settings(fill, workers)
     windows = _farms_settings(sampling, farms)
-    trust = Trust(stability, gof, randomize).checked(windows)
+    trust = Trust(stability, gof, randomize, histograms).checked(windows)
     checkpoint = open_checkpoint(
         model,
         revision=revision,

@@ -11,7 +11,15 @@ from alphalloc.fits import PowerLawFit
 from alphalloc.fits.goodness import REPLICAS, goodness_p_value
 from alphalloc.fits.likelihoods import likelihood_ratios
 from alphalloc.fits.stability import stability
-from alphalloc.spectra import ESD, FarmsSettings, farms_cost, marchenko_pastur, mp_softrank, rand_distance
+from alphalloc.spectra import (
+    ESD,
+    FarmsSettings,
+    farms_cost,
+    log_histogram,
+    marchenko_pastur,
+    mp_softrank,
+    rand_distance,
+)
 
 SEED = 0
 
@@ -19,11 +27,12 @@ SEED = 0
 @dataclass(frozen=True)
 class Trust:
     """What to measure: ``stability`` (band, bulk edge, spikes), ``gof`` (p-value, likelihood ratios), ``randomize``
-    (soft rank, distance from noise)."""
+    (soft rank, distance from noise), ``histograms`` (the spectrum for a report, bulk edge, spikes)."""
 
     stability: bool = False
     gof: bool = False
     randomize: bool = False
+    histograms: bool = False
 
     def checked(self, farms: FarmsSettings | None) -> Trust:
         """Return self. Raises AnalysisError for what has no meaning under FARMS."""
@@ -35,8 +44,12 @@ class Trust:
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return what an alphas document says about it: nothing that was not asked for."""
-        chosen: dict[str, Any] = {name: True for name, asked in asdict(self).items() if asked}
+        """Return what an alphas document says about it: nothing that was not asked for.
+
+        Histograms are not named: they show a spectrum and change no number, so no schedule's id may depend on them.
+        """
+        measures = {"stability": self.stability, "gof": self.gof, "randomize": self.randomize}
+        chosen: dict[str, Any] = {name: True for name, asked in measures.items() if asked}
         if self.gof:
             chosen["gof_replicas"] = REPLICAS
         return {**chosen, "seed": SEED} if chosen else {}
@@ -53,9 +66,12 @@ class Trust:
         found: dict[str, Any] = {}
         if self.stability:
             found |= _band(spectrum, fit, function, fraction, farms)
-            if farms is None:
-                bulk = marchenko_pastur(spectrum)
-                found |= {"mp_edge": bulk.edge, "num_spikes": bulk.num_spikes}
+        if (self.stability or self.histograms) and farms is None:
+            bulk = marchenko_pastur(spectrum)
+            found |= {"mp_edge": bulk.edge, "num_spikes": bulk.num_spikes}
+        if self.histograms:
+            histogram = log_histogram(spectrum)
+            found["esd_histogram"] = None if histogram is None else asdict(histogram)
         if self.gof and fit.alpha is not None:
             found["gof_p_value"] = goodness_p_value(function, spectrum.eigs, seed=SEED)
             ratios = likelihood_ratios(spectrum.eigs, fit)

@@ -53,6 +53,7 @@ def analyze(
     stability: trust.Stability = False,
     gof: trust.Gof = False,
     randomize: trust.Randomize = False,
+    histograms: trust.Histograms = False,
     sampling: trust.SamplingOption = trust.Sampling.whole,
     farms_rows: trust.FarmsRows = None,
     farms_ratio: trust.FarmsRatio = None,
@@ -84,6 +85,7 @@ def analyze(
     fitting = _fitting(chosen, hill_fraction, compared=names or ())
     windows = {"rows": farms_rows, "ratio": farms_ratio, "windows": farms_windows}
     fitting |= trust.measuring(stability, gof, randomize, sampling, windows)
+    fitting |= {"histograms": True} if histograms else {}
     output.check_outputs(files, inputs=_input_files(model))
     planning.check_memory(memory)
     if quiet:

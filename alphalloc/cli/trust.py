@@ -33,6 +33,7 @@ class Sampling(enum.StrEnum):
 Stability = Annotated[bool, typer.Option("--stability", help="Give each alpha a band; count spikes beyond noise.")]
 Gof = Annotated[bool, typer.Option("--gof", help="Test whether each tail is a power law: p-value, likelihood ratios.")]
 Randomize = Annotated[bool, typer.Option("--randomize", help="Measure the distance of each spectrum from noise.")]
+Histograms = Annotated[bool, typer.Option("--histograms", help="Keep each spectrum's histogram, for reports.")]
 SamplingOption = Annotated[Sampling, typer.Option(help="Whole matrices, or FARMS: pooled windows of one shape.")]
 FarmsRows = Annotated[int | None, typer.Option(metavar="N", min=1, help="Rows of a FARMS window.  [default: 2000]")]
 FarmsRatio = Annotated[float | None, typer.Option(metavar="Q", help="Its columns over its rows.  [default: 1]")]

@@ -9,6 +9,7 @@ from alphalloc.spectra.eigenvalues import eigenvalues
 from alphalloc.spectra.esd import ESD, esd
 from alphalloc.spectra.farms import FarmsCost, FarmsSettings, farms_cost, farms_esd
 from alphalloc.spectra.gram import Gram, gram
+from alphalloc.spectra.histogram import LogHistogram, log_histogram
 from alphalloc.spectra.marchenko_pastur import Bulk, marchenko_pastur, mp_softrank, rand_distance, random_spectrum
 from alphalloc.spectra.metrics import SpectralMetrics, spectral_metrics
 
@@ -18,12 +19,14 @@ __all__ = [
     "FarmsCost",
     "FarmsSettings",
     "Gram",
+    "LogHistogram",
     "SpectralMetrics",
     "eigenvalues",
     "esd",
     "farms_cost",
     "farms_esd",
     "gram",
+    "log_histogram",
     "marchenko_pastur",
     "mp_softrank",
     "rand_distance",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,19 @@ from alphalloc.fits import FITS
 from alphalloc.fits.goodness import goodness_p_value
 from alphalloc.fits.likelihoods import likelihood_ratios
 from alphalloc.fits.stability import stability
-from alphalloc.spectra import FarmsSettings, esd, farms_esd, marchenko_pastur, mp_softrank, rand_distance
+from alphalloc.spectra import (
+    FarmsSettings,
+    esd,
+    farms_esd,
+    log_histogram,
+    marchenko_pastur,
+    mp_softrank,
+    rand_distance,
+)
 
 OPTIONAL = {
     "alpha_low", "alpha_high", "mp_edge", "num_spikes", "mp_softrank", "rand_distance", "gof_p_value",
-    "likelihood_ratios",
+    "likelihood_ratios", "esd_histogram",
 }  # fmt: skip
 
 
@@ -149,3 +158,18 @@ def test_a_matrix_without_an_alpha_has_no_trust_either(tmp_path):
     assert (flat.alpha_low, flat.gof_p_value, flat.likelihood_ratios) == (None, None, None)
     assert flat.mp_edge is not None
     assert np.isfinite(flat.mp_edge)
+
+
+def test_histograms_are_of_the_spectra_and_change_nothing_else(model):
+    plain = alphalloc.analyze(model, cache=False)
+    alphas = alphalloc.analyze(model, cache=False, histograms=True)
+    for matrix in alphas.matrices:
+        spectrum = esd(weights()[matrix.name])
+        assert matrix.esd_histogram.model_dump() == asdict(log_histogram(spectrum))
+        assert (matrix.mp_edge, matrix.num_spikes) == (
+            marchenko_pastur(spectrum).edge,
+            marchenko_pastur(spectrum).num_spikes,
+        )
+    kept = {"esd_histogram": None, "mp_edge": None, "num_spikes": None}
+    without = tuple(matrix.model_copy(update=kept) for matrix in alphas.matrices)
+    assert alphas.model_copy(update={"matrices": without}) == plain  # the settings too: no schedule's id moves
