@@ -1,0 +1,268 @@
+"""Who may ask what: host names, origins, sizes, API keys, rates, and the headers that browsers obey.
+
+One middleware in plain ASGI, awaited but for a read of the store every few seconds: a synchronous dependency would
+cost half of the throughput. What it refuses never reaches a route. Every path needs a key except ``PUBLIC``; which
+scope a route needs it says itself, by ``Depends(require("write"))``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alphalloc.errors import AlphallocError
+
+from .keys import OPEN, Caller, KeyRing, KeyStore
+from .model_policy import check_model
+from .problems import ProblemError, problem, responses, status_of
+from .settings import Settings
+
+__all__ = ["PAGE_POLICY", "REPORT_POLICY", "check_model", "describe", "install", "is_loopback", "require"]
+
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/docs"})
+PUBLIC_FOLDERS = ("/static/", "/docs/", "/v1/schemas/")
+PROBES = frozenset({"/healthz", "/readyz"})  # asked for by address, and they tell nothing worth a rebinding
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+BODY_SECONDS = 30.0  # chosen here: 1 MiB in that time is 35 KB/s
+MAX_HEADERS = 100  # lines; chosen here
+
+# Answers are data. The page and the report say their own policy; a browser obeys whichever comes first here.
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+REPORT_POLICY = (  # its scripts are inline, so it runs in an origin of its own and may load nothing
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_DATA_POLICY = (b"content-security-policy", DATA_POLICY.encode())
+_PAGE_POLICY = (b"content-security-policy", PAGE_POLICY.encode())
+
+
+def install(app: FastAPI, settings: Settings, store: KeyStore | None) -> None:
+    """Put the checks in front of ``app``. Call it after the routes and before the middleware of request ids, which
+    must lie outside of it. ``store`` None means that there are no keys at all.
+    """
+    app.add_middleware(SecurityMiddleware, settings=settings, store=store)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-Id"],
+        )
+
+
+def require(scope: Literal["read", "write", "admin"]) -> Callable[[Request], Coroutine[Any, Any, None]]:
+    """Return a dependency that raises ProblemError 403 when the request's key does not include ``scope``."""
+
+    async def check(request: Request) -> None:
+        caller: Caller = getattr(request.state, "caller", OPEN)
+        if scope not in caller.scopes:
+            raise ProblemError(
+                403,
+                "insufficient-scope",
+                f"this needs a key with the scope {scope}; that of {caller.name!r} has {', '.join(sorted(caller.scopes))}",
+                {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+            )
+
+    return check
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``. A name other than localhost is taken for reachable."""
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def describe(document: dict[str, Any]) -> None:
+    """Add to an OpenAPI document how requests are authenticated, and what every guarded operation may answer."""
+    components = document.setdefault("components", {})
+    components.setdefault("securitySchemes", {})["key"] = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, `alph_...`; needed as soon as the service has one.",
+    }
+    for path, operations in document["paths"].items():
+        if _is_public(path):
+            continue
+        for operation in operations.values():
+            if isinstance(operation, dict) and "responses" in operation:
+                operation["security"] = [{"key": []}, {}]
+                for status, entry in responses(401, 403, 429).items():
+                    operation["responses"].setdefault(str(status), entry)
+
+
+class SecurityMiddleware:
+    """Refuses in this order: host, sizes, foreign origins, missing or unknown keys, too many requests."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, store: KeyStore | None) -> None:
+        self.app = app
+        self._hosts = frozenset(host.lower() for host in settings.hosts)
+        self._origins = frozenset(settings.cors_origins)
+        self._max_body, self._max_headers = settings.max_body_bytes, settings.max_header_bytes
+        self._local = is_loopback(settings.host)
+        self._keys = KeyRing(store, closed=not self._local and not settings.insecure_no_auth)
+        self._rate = parse(settings.rate_limit) if settings.rate_limit else None
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":  # there are no websockets
+                await self.app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        try:
+            headers = self._headers(scope)
+            self._check_host(scope["path"], headers)
+            self._check_origin(scope["method"], headers)
+            caller = await self._caller(scope["path"], headers)
+            scope.setdefault("state", {})["caller"] = caller
+            self._check_rate(scope, caller)
+        except ProblemError as exc:
+            refusal = problem(Request(scope), exc.status_code, exc.code, exc.detail, headers=dict(exc.headers or {}))
+            await refusal(scope, receive, send)
+            return
+        except AlphallocError as exc:  # the store cannot be read: nobody is let in on a guess
+            refusal = problem(Request(scope), status_of(exc), exc.code, str(exc), headers={"Retry-After": "5"})
+            await refusal(scope, receive, send)
+            return
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        await self.app(scope, _with_deadline(receive) if has_body else receive, send)
+
+    def _headers(self, scope: Scope) -> dict[bytes, bytes]:
+        """Return the headers by name. Raises ProblemError 431 for too much, 400 for a key or host given twice, and 413
+        for a body that announces itself as too large.
+        """
+        given = scope["headers"]
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in given)
+        if size > self._max_headers or len(given) > MAX_HEADERS:
+            detail = f"expected at most {MAX_HEADERS} headers and {self._max_headers} bytes of them with the path"
+            raise ProblemError(431, "headers-too-large", f"{detail}, found {len(given)} and {size}")
+        headers = dict(given)
+        if len(headers) != len(given):
+            for name in (b"authorization", b"host", b"content-type", b"content-length", b"origin"):
+                if name in headers and sum(one == name for one, _ in given) > 1:
+                    raise ProblemError(400, "malformed", f"the header {name.decode()} is given twice")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and (len(length) > 18 or int(length) > self._max_body):
+            raise ProblemError(413, "body-too-large", f"the body is larger than {self._max_body} bytes")
+        return headers
+
+    def _check_host(self, path: str, headers: dict[bytes, bytes]) -> None:
+        """Raise ProblemError 421 for a name that is not ours: a page elsewhere that let its name point here."""
+        host = _host(headers)
+        if host.rpartition(":")[0] not in self._hosts and host not in self._hosts and "*" not in self._hosts:
+            if path in PROBES:
+                return
+            detail = f"the host {host[:100]!r} is not served here; --allowed-host adds one"
+            raise ProblemError(421, "host-not-allowed", detail)
+
+    def _check_origin(self, method: str, headers: dict[bytes, bytes]) -> None:
+        """Raise ProblemError 403 when a page of another origin wants something changed."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin or method in SAFE_METHODS or origin in self._origins or "*" in self._origins:
+            return
+        try:
+            same = urlsplit(origin).netloc.lower() == _host(headers)
+        except ValueError:
+            same = False
+        if not same:
+            detail = f"pages of {origin[:100]!r} may change nothing here; --cors-origin allows one"
+            raise ProblemError(403, "origin-not-allowed", detail)
+
+    async def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
+        """Return who asks. Raises ProblemError 401, and StorageError when the keys cannot be read."""
+        if _is_public(path) or not await self._keys.wanted():
+            return OPEN
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() == "bearer":
+            caller = await self._keys.caller(key.strip())
+            if caller is not None:
+                return caller
+            detail = "the key is unknown or revoked; `alphalloc keys create` on the service's machine makes one"
+        else:
+            detail = "expected the header Authorization: Bearer alph_..."
+        raise ProblemError(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})
+
+    def _check_rate(self, scope: Scope, caller: Caller) -> None:
+        """Raise ProblemError 429 beyond the rate: of a key, or of an address where there are no keys. This machine's
+        own user without keys has no limit: who would be kept from what?
+        """
+        if self._rate is None or (not caller.keyed and (self._local or _is_public(scope["path"]))):
+            return
+        who = caller.name if caller.keyed else (scope.get("client") or ("",))[0]
+        if not self._limiter.hit(self._rate, who):
+            reset = self._limiter.get_window_stats(self._rate, who).reset_time
+            wait = max(1, int(reset - time.time()) + 1)
+            detail = f"more than {self._rate} for {who!r}; try again in {wait} s"
+            raise ProblemError(429, "rate-limited", detail, {"Retry-After": str(wait)})
+
+
+def _host(headers: dict[bytes, bytes]) -> str:
+    return headers.get(b"host", b"").decode("latin-1").lower()
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
+
+
+def _with_headers(send: Send) -> Send:
+    """Return ``send`` that adds the headers of every answer; a policy that the answer brought stays."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = message["headers"]
+            names = {name: value for name, value in headers}
+            headers.extend(pair for pair in _HEADERS if pair[0] not in names)
+            if b"content-security-policy" not in names:
+                is_page = names.get(b"content-type", b"").startswith(b"text/html")
+                headers.append(_PAGE_POLICY if is_page else _DATA_POLICY)
+        await send(message)
+
+    return send_with_headers
+
+
+def _with_deadline(receive: Receive) -> Receive:
+    """Return ``receive`` that gives the whole body BODY_SECONDS from now. Raises ProblemError 408."""
+    until = time.monotonic() + BODY_SECONDS
+    whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal whole
+        if whole:  # what comes after the body is the news that the client has gone
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), until - time.monotonic())
+        except TimeoutError as exc:
+            detail = f"the body did not arrive within {BODY_SECONDS:g} s"
+            raise ProblemError(408, "request-timeout", detail, {"Connection": "close"}) from exc
+        whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
