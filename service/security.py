@@ -67,7 +67,14 @@ def install(app: FastAPI, settings: Settings, store: KeyStore | None) -> None:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "If-None-Match",
+                "Last-Event-ID",
+                "Prefer",
+            ],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-Id"],
         )
 
@@ -264,5 +271,3 @@ def _with_deadline(receive: Receive) -> Receive:
         return message
 
     return receive_in_time
-
-

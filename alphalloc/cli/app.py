@@ -16,6 +16,7 @@ from alphalloc.cli import (
     diff,
     export,
     inspect,
+    keys,
     schema,
     serve,
     validate,
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     app.command("serve")(serve.serve)
     app.add_typer(adapter.app, name="adapter")
     app.add_typer(cache.app, name="cache")
+    app.add_typer(keys.app, name="keys")
     return app
 
 

@@ -1,0 +1,110 @@
+"""What the child process of a job may use: memory, files, time; and the room that a download needs, before it starts.
+
+Nothing here is a sandbox against code, for none runs: a pickle that carries code is refused. It bounds what a file that
+lies about its size can cost, and it keeps a hub id from meaning a folder that happens to lie where the worker started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+from alphalloc.errors import CheckpointError, UnsupportedCheckpointError
+
+from .settings import Settings
+
+MAX_OPEN_FILES = 4096  # chosen here: four times the shards of the largest models
+SPARE_BYTES = 2**30  # left free on the disk that a download goes to; chosen here
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+
+
+def confine(settings: Settings, folder: Path | str) -> None:
+    """Bound the calling process; to be the first thing that a job's child does. ``folder``: an empty one of its own.
+
+    Memory is bounded as data (brk and private writable maps), not as address space: CUDA reserves far more of that than
+    it uses. ``job_seconds`` is a bound on processor time too, should the worker that keeps the clock have died; the
+    child dies with the worker in any case. It starts in ``folder``, so that "organisation/name" is no path there.
+    """
+    os.chdir(folder)
+    os.umask(0o077)
+    _bound(resource.RLIMIT_CORE, 0)  # a core file would hold whatever the environment holds
+    _bound(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+    _bound(resource.RLIMIT_CPU, int(settings.job_seconds * (os.cpu_count() or 1)) + 1)
+    if settings.job_memory_bytes is not None:
+        _bound(resource.RLIMIT_DATA, settings.job_memory_bytes)
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _bound(which: int, value: int) -> None:
+    """Lower the limit ``which`` to ``value``; one that is lower already stays."""
+    hard = resource.getrlimit(which)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
+
+
+def check_download(model_id: str, revision: str | None, settings: Settings) -> str | None:
+    """Return the commit to analyse, after making sure that its weights fit the disk and ``job_download_bytes``.
+
+    To be called in the job's child, as it asks the hub. None when the hub cannot be asked: whether the cache holds the
+    model, or what is wrong, is then for the reader to say. The bound is of all weights in one format, the most that is
+    ever fetched. Raises UnsupportedCheckpointError beyond the limit, CheckpointError when the disk is too full, and
+    CheckpointError for a model that turns out to go by a name that is not allowed.
+    """
+    from huggingface_hub import HfApi, constants
+
+    from .model_policy import is_allowed
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=30)
+    except Exception:  # noqa: BLE001  (whatever it is, the reader meets it next and has the words for it)
+        return None
+    if info.id != model_id and not is_allowed(info.id, settings):
+        raise CheckpointError(f"{model_id}: the hub calls it {info.id}, which this service does not analyse")
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    needed = _most_fetched(sizes) - _held(Path(constants.HF_HUB_CACHE), model_id, str(info.sha), sizes)
+    check_room(model_id, needed, Path(constants.HF_HUB_CACHE), settings.job_download_bytes)
+    return info.sha
+
+
+def check_room(model_id: str, needed: int, folder: Path, limit: int | None) -> None:
+    """Raise UnsupportedCheckpointError when ``needed`` bytes pass ``limit``, CheckpointError when they do not fit."""
+    if needed <= 0:
+        return
+    if limit is not None and needed > limit:
+        raise UnsupportedCheckpointError(
+            f"{model_id}: its weights take {needed} bytes, this service fetches at most {limit} (job_download_bytes)"
+        )
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE_BYTES > free:
+        raise CheckpointError(
+            f"{model_id}: its weights take {needed} bytes and {SPARE_BYTES} stay free, but the disk has {free} left; "
+            "free some room, then submit it again"
+        )
+
+
+def _most_fetched(sizes: dict[str, int]) -> int:
+    """Return the bytes of the weights of the first format there is; the reader takes one format, or less."""
+    for suffix in WEIGHT_SUFFIXES:
+        found = [size for name, size in sizes.items() if name.endswith(suffix) and "/" not in name]
+        if found:
+            return sum(found)
+    return 0
+
+
+def _held(cache: Path, model_id: str, commit: str, sizes: dict[str, int]) -> int:
+    """Return the bytes of the files that the cache has of this commit already."""
+    folder = cache / ("models--" + model_id.replace("/", "--")) / "snapshots" / commit
+    return sum(size for name, size in sizes.items() if name.endswith(WEIGHT_SUFFIXES) and (folder / name).exists())
