@@ -13,7 +13,7 @@ FLOORS = {
     "backends": 4,
     "analysis": 5,
     "export": 5,
-    "training": 5,
+    "training": 6,
     "report": 5,
     "__init__": 6,
     "client": 6,
