@@ -67,7 +67,7 @@ def check_download(model_id: str, revision: str | None, settings: Settings) -> s
         return None
     try:
         info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=30)
-    except Exception:  # noqa: BLE001  (whatever it is, the reader meets it next and has the words for it)
+    except Exception:  # whatever it is, the reader meets it next and has the words for it
         return None
     if info.id != model_id and not is_allowed(info.id, settings):
         raise CheckpointError(f"{model_id}: the hub calls it {info.id}, which this service does not analyse")

@@ -68,7 +68,7 @@ def check_id(model_id: str, settings: Settings) -> None:
 
 
 def is_allowed(model_id: str, settings: Settings) -> bool:
-    """Whether a pattern of ``allow_models`` fits and none of ``deny_models``. Case counts for nothing, as on the hub."""
+    """Whether a pattern of ``allow_models`` fits and none of ``deny_models``. Case does not count, as on the hub."""
 
     def fits(patterns: tuple[str, ...]) -> bool:
         return any(fnmatchcase(model_id.lower(), pattern.lower()) for pattern in patterns)

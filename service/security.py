@@ -36,6 +36,7 @@ PROBES = frozenset({"/healthz", "/readyz"})  # asked for by address, and they te
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 BODY_SECONDS = 30.0  # chosen here: 1 MiB in that time is 35 KB/s
 MAX_HEADERS = 100  # lines; chosen here
+CORS_TAKES = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer")
 
 # Answers are data. The page and the report say their own policy; a browser obeys whichever comes first here.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -88,7 +89,7 @@ def require(scope: Literal["read", "write", "admin"]) -> Callable[[Request], Cor
             raise ProblemError(
                 403,
                 "insufficient-scope",
-                f"this needs a key with the scope {scope}; that of {caller.name!r} has {', '.join(sorted(caller.scopes))}",
+                f"this needs a key with the scope {scope}; {caller.name!r} has {', '.join(sorted(caller.scopes))}",
                 {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
 
@@ -243,7 +244,7 @@ def _with_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message["headers"]
-            names = {name: value for name, value in headers}
+            names = dict(headers)
             headers.extend(pair for pair in _HEADERS if pair[0] not in names)
             if b"content-security-policy" not in names:
                 is_page = names.get(b"content-type", b"").startswith(b"text/html")

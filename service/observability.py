@@ -1,0 +1,121 @@
+"""What an operator sees: a line for what changed, failed or was slow, metrics of everything, traces if asked for.
+
+Traces need nothing here: FastAPI exports them itself when the environment says FASTAPI_OTEL_AUTO_CONFIGURE=true and
+OTEL_EXPORTER_OTLP_ENDPOINT (and its OTLP exporter is installed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import logs, metrics
+from .security import require
+from .settings import Settings
+
+logger = structlog.stdlib.get_logger("alphalloc_service")
+
+SLOW_SECONDS = 1.0  # until the answer began; chosen here
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+QUIET = frozenset({200, 304})
+
+
+def install(app: FastAPI, settings: Settings, store: Any) -> None:
+    """Count and log the requests of ``app`` and answer /metrics. Call it after the security's install, so that its
+    refusals are seen too, and before the middleware of request ids.
+    """
+    app.add_middleware(ObservabilityMiddleware, counted=settings.metrics)
+    if settings.metrics:
+
+        @app.get(
+            "/metrics",
+            tags=["operation"],
+            summary="Counters for Prometheus",
+            response_class=Response,
+            dependencies=[Depends(require("read"))],
+            responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}},
+        )
+        async def exposition() -> Response:
+            """Return all metrics in Prometheus' text format. Where there are keys it needs one with ``read``."""
+            text = await asyncio.to_thread(metrics.exposition, store)
+            return Response(text, media_type="text/plain; version=0.0.4", headers={"Cache-Control": "no-store"})
+
+
+def start(settings: Settings, **values: Any) -> None:
+    """Set up logging in a process of the service; ``values`` (such as ``job_id``) go into each of its lines."""
+    logs.configure(settings.log_format)
+    if settings.metrics:
+        metrics.share()
+    logs.bind(**values)
+
+
+class ObservabilityMiddleware:
+    """Times every request until its answer begins; routes are named by their template, never by their path."""
+
+    def __init__(self, app: ASGIApp, counted: bool = True) -> None:
+        self.app = app
+        self._counted = counted
+        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        answered = False
+        request_id = scope.get("state", {}).get("request_id", "")
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+
+        async def send_seen(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                self._seen(scope, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_seen)
+        except Exception:
+            if not answered:  # the outermost handler answers 500, out of this middleware's sight
+                self._seen(scope, 500, time.perf_counter() - began)
+            raise
+
+    def _seen(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        if self._counted:
+            count, histogram = self._instruments(method, route, status)
+            count.inc()
+            histogram.observe(seconds)
+        if status in QUIET and method in ("GET", "HEAD") and seconds < SLOW_SECONDS:
+            return
+        level = logging.ERROR if status >= 500 else logging.INFO
+        caller = scope.get("state", {}).get("caller")
+        logger.log(
+            level,
+            "request",
+            method=method,
+            route=route,
+            path=scope["path"][:200],
+            status=status,
+            seconds=round(seconds, 6),
+            key=caller.name if caller is not None and caller.keyed else None,
+            client=(scope.get("client") or (None,))[0],
+        )
+
+    def _instruments(self, method: str, route: str, status: int) -> tuple[Any, Any]:
+        """Return the counter and histogram of these labels; looking them up each time would cost more than counting."""
+        labels = (method, route, status)
+        if labels not in self._children:
+            all_of_them = metrics.instruments()
+            counter = all_of_them.http_requests.labels(method, route, str(status))
+            self._children[labels] = (counter, all_of_them.http_seconds.labels(method, route))
+        return self._children[labels]
