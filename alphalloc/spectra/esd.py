@@ -60,13 +60,19 @@ def spectrum_of(values: NDArray[np.float64], rows: int, cols: int, squared_norm:
     return ESD(kept, rows, cols, len(values) - len(kept), float(np.sqrt(squared_norm)))
 
 
+IDENTITIES = {"trace": "the trace identity Σλ = ‖W‖²", "frobenius": "the Frobenius identity Σλ² = ‖G‖²"}
+
+
+def broken_identity(name: str, found: float, expected: float) -> str:
+    """Return the message for an identity (a key of ``IDENTITIES``) that does not hold."""
+    return f"{IDENTITIES[name]} is broken: {found!r} against {expected!r}; the eigensolver is at fault, not the weights"
+
+
 def _check_identities(values: NDArray[np.float64], product: Gram) -> None:
     pairs = (
-        ("the trace identity Σλ = ‖W‖²", float(values.sum()), product.squared_norm),
-        ("the Frobenius identity Σλ² = ‖G‖²", float(values @ values), triangle_squared_norm(product.matrix)),
+        ("trace", float(values.sum()), product.squared_norm),
+        ("frobenius", float(values @ values), triangle_squared_norm(product.matrix)),
     )
     for name, found, expected in pairs:
         if not abs(found - expected) <= CHECK_TOLERANCE * abs(expected):
-            raise SpectrumCheckError(
-                f"{name} is broken: {found!r} against {expected!r}; the eigensolver is at fault, not the weights"
-            )
+            raise SpectrumCheckError(broken_identity(name, found, expected))
