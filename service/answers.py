@@ -159,9 +159,8 @@ class Health(BaseModel):
     version: str
 
 
-class Readiness(BaseModel):
-    """The service can take work: its database takes writes, its queue has room, its disk has space."""
+class ReadyAnswer(BaseModel):
+    """The service can take work; ``checks`` says what was found of each thing that has to hold."""
 
     status: Literal["ready"] = "ready"
-    queued: int
-    running: int
+    checks: dict[str, str]

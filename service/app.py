@@ -1,27 +1,35 @@
-"""The application: routes, problem documents, request ids and the OpenAPI document."""
+"""The application: routes, middleware, and the store with everything that lives as long as the process."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from alphalloc.allocation import schedule_schema
 from alphalloc.documents import package_version
 
-from . import problems
+from . import observability, openapi, problems, security
+from .async_store import AsyncStore
+from .head_requests import HeadMiddleware
+from .readiness import Readiness
 from .request_ids import RequestIdMiddleware
-from .routes import allocations, health, methods
-from .schemas import AllocationRequest
+from .routes import allocations, analyses, documents, events, exports, health, layers, methods, schedules
 from .settings import Settings
+from .store import Store
+from .waiting import Waiters
+
+ROUTES = (allocations, exports, analyses, events, layers, schedules, methods, documents, health)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application for ``settings`` (default: those of the environment).
+def create_app(settings: Settings | None = None, store: Store | None = None) -> FastAPI:
+    """Return the application for ``settings`` (default: those of the environment) on ``store``.
 
-    There is no page at /docs: the framework's own loads scripts from other hosts. /openapi.json is always there.
+    Without a store it opens that of ``settings.database_url``; it closes either when it stops. Raises StorageError when
+    the database cannot be opened or was not migrated.
     """
+    settings = Settings.from_environment() if settings is None else settings
+    store = Store.open(settings.database_url) if store is None else store
     app = FastAPI(
         title="alphalloc",
         version=package_version(),
@@ -29,39 +37,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=_lifespan,
     )
-    app.state.settings = Settings.from_environment() if settings is None else settings
-    for router in (allocations.router, methods.router, health.router):
-        app.include_router(router)
+    app.state.settings = settings
+    app.state.store = AsyncStore(store)
+    app.state.waiters = Waiters(settings.max_streams)
+    app.state.readiness = Readiness(settings, store)
+    for module in ROUTES:
+        app.include_router(module.router)
+    app.add_exception_handler(events.NothingMoreError, events.nothing_more)
     problems.install(app)
+    # The last one added sees a request first: its id, the log, the checks, the method, the routes.
+    app.add_middleware(HeadMiddleware)
+    security.install(app, settings, store)
+    observability.install(app, settings, store)
     app.add_middleware(RequestIdMiddleware)
-    _complete_openapi(app)
+    openapi.install(app)
     return app
 
 
-def _complete_openapi(app: FastAPI) -> None:
-    """Make the OpenAPI document exact: published schemas for schedules and problems, and a worked example."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            schemas = document["components"]["schemas"]
-            schemas.update(_component("ExpertSchedule", schedule_schema()))
-            schemas.update(_component("Problem", problems.Problem.model_json_schema()))
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            question = AllocationRequest.model_validate(schemas["AllocationRequest"]["example"])
-            answer = document["paths"]["/v1/allocations"]["post"]["responses"]["200"]["content"]["application/json"]
-            answer["example"] = json.loads(allocations.answer(question).to_json())
-        return app.openapi_schema or document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # the documented way to extend it
-
-
-def _component(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return ``schema`` and its definitions as OpenAPI components, references turned to where they now lie."""
-    moved = json.loads(json.dumps(schema).replace('"#/$defs/', '"#/components/schemas/'))
-    definitions: dict[str, Any] = moved.pop("$defs", {})
-    moved.pop("$schema", None)  # OpenAPI 3.1 speaks that dialect by itself
-    return {**definitions, name: moved}
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.store.close()

@@ -111,10 +111,13 @@ def status_of(error: errors.AlphallocError) -> int:
     return next(STATUS_OF_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_OF_ERROR)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI entry of these error statuses, for a route's ``responses=``."""
+Responses = dict[int | str, dict[str, Any]]
+
+
+def responses(*statuses: int, also: Responses | None = None) -> Responses:
+    """Return the OpenAPI entry of these error statuses, and of what is there ``also``, for a route's ``responses=``."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": _title(status), "content": content} for status in statuses}
+    return {**(also or {}), **{status: {"description": _title(status), "content": content} for status in statuses}}
 
 
 def problem(

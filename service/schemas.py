@@ -1,4 +1,4 @@
-"""What clients send: strict models, without unknown fields and lenient casts. A choice between forms is one ``oneOf``."""
+"""What clients send: strict models, without unknown fields and lenient casts; a choice between forms is a ``oneOf``."""
 
 from __future__ import annotations
 

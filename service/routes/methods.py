@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from alphalloc.allocation import PAPERS, RULES
 
-from ..schemas import Method, Methods, Preset, RuleMethod
+from ..answers import ExportFormat, Method, Methods, Preset, RuleMethod
+from ..security import require
+from .exports import MEDIA_TYPES
 
 router = APIRouter(prefix="/v1", tags=["methods"])
 
@@ -55,9 +57,9 @@ _HILL_PARAMS: dict[str, Any] = {
 }
 
 
-@router.get("/methods", summary="What can be chosen by name")
+@router.get("/methods", summary="What can be chosen by name", dependencies=[Depends(require("read"))])
 async def methods() -> Methods:
-    """Return rules, roundings, estimators and paper presets, each with the JSON Schema of its settings."""
+    """Return rules, roundings and estimators, each with the JSON Schema of its settings, presets and exports."""
     return _METHODS
 
 
@@ -93,4 +95,5 @@ _METHODS = Methods(
         for name, summary in ESTIMATOR_SUMMARIES.items()
     ],
     papers=[Preset(name=name, settings=dict(settings)) for name, settings in PAPERS.items()],
+    exports=[ExportFormat(name=name, media_type=media) for name, media in MEDIA_TYPES.items()],
 )

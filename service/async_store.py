@@ -1,0 +1,136 @@
+"""The store as the routes see it: awaited, schedules in groups, and what never changes from memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from alphalloc import ModelAlphas
+
+from .conventions import strong_etag
+from .store import AllocationRow, AllocationWriter, Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CACHE_BYTES = 64 * 2**20  # chosen here: about 13,000 schedules of 32 layers
+CACHED_ALPHAS = 8  # parsed analyses; one of 80 layers with histograms takes some 20 MB
+THREADS = 16  # that wait for the database; chosen here
+
+
+@dataclass(frozen=True)
+class Document:
+    """Bytes that never change, and their entity tag."""
+
+    body: bytes
+    etag: str
+
+    @classmethod
+    def of(cls, body: bytes) -> Document:
+        """Return ``body`` with its tag."""
+        return cls(body, strong_etag(body))
+
+
+class Remembered(Generic[T]):
+    """What was used last, up to a weight in all."""
+
+    def __init__(self, limit: int, weight: Callable[[T], int]) -> None:
+        self._limit, self._weight, self._held = limit, weight, 0
+        self._items: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, key: str) -> T | None:
+        """Return the value and mark it as used."""
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key]
+
+    def put(self, key: str, value: T) -> None:
+        """Remember ``value`` and forget the least used beyond the limit."""
+        if key in self._items:
+            self._held -= self._weight(self._items.pop(key))
+        self._items[key] = value
+        self._held += self._weight(value)
+        while self._held > self._limit and len(self._items) > 1:
+            self._held -= self._weight(self._items.popitem(last=False)[1])
+
+    def drop(self, key: str) -> None:
+        """Forget ``key``."""
+        if key in self._items:
+            self._held -= self._weight(self._items.pop(key))
+
+
+class AsyncStore:
+    """The store for coroutines. Every method raises StorageError when the database cannot be reached."""
+
+    def __init__(self, store: Store) -> None:
+        self.sync = store
+        self._writer = AllocationWriter(store)
+        self._threads = anyio.CapacityLimiter(THREADS)
+        self._documents: Remembered[Document] = Remembered(CACHE_BYTES, lambda document: len(document.body) + 500)
+        self._alphas: Remembered[ModelAlphas] = Remembered(CACHED_ALPHAS, lambda _: 1)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return ``function(*args, **kwargs)``, called in a thread; meant for the methods of ``sync``."""
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._threads)
+
+    def known_document(self, id: str) -> Document | None:
+        """Return the schedule when it is in memory."""
+        return self._documents.get(id)
+
+    async def document(self, id: str) -> Document | None:
+        """Return the schedule, or None when there is none of that id."""
+        known = self._documents.get(id)
+        if known is not None:
+            return known
+        row = await self.run(self.sync.allocation, id)
+        return None if row is None else self._remember(id, row.document)
+
+    async def keep(
+        self, id: str, body: bytes, request: dict[str, Any], analysis_id: str | None
+    ) -> tuple[Document, bool]:
+        """Return the schedule as it is stored from now on, and whether it is new. What was stored first stays."""
+        known = self._documents.get(id)
+        if known is not None:
+            return known, False
+        new = await asyncio.wrap_future(self._writer.put(AllocationRow(id, body, request, analysis_id)))
+        if not new:
+            stored = await self.document(id)
+            if stored is not None:
+                return stored, False
+        return self._remember(id, body), new
+
+    async def alphas(self, analysis_id: str) -> ModelAlphas | None:
+        """Return the alphas of a succeeded analysis."""
+        known = self._alphas.get(analysis_id)
+        if known is not None:
+            return known
+        alphas = await self.run(self._read_alphas, analysis_id)
+        if alphas is not None:
+            self._alphas.put(analysis_id, alphas)
+        return alphas
+
+    def forget_alphas(self, analysis_id: str) -> None:
+        """Drop a deleted analysis from memory."""
+        self._alphas.drop(analysis_id)
+
+    def close(self) -> None:
+        """Write what waits, then close the store."""
+        self._writer.close()
+        self.sync.close()
+
+    def _read_alphas(self, analysis_id: str) -> ModelAlphas | None:
+        content = self.sync.result(analysis_id)
+        return None if content is None else ModelAlphas.from_json(content.decode())
+
+    def _remember(self, id: str, body: bytes) -> Document:
+        document = Document.of(body)
+        self._documents.put(id, document)
+        return document
