@@ -13,13 +13,16 @@ from alphalloc.cli import (
     cache,
     compare,
     crosscheck,
+    db,
     diff,
     export,
     inspect,
     keys,
+    report,
     schema,
     serve,
     validate,
+    worker,
 )
 
 Version = Annotated[bool, typer.Option("--version", "-V", help="Print the version and stop.")]
@@ -38,10 +41,13 @@ def build_app() -> typer.Typer:
     app.command("crosscheck")(crosscheck.crosscheck)
     app.command("validate")(validate.validate)
     app.command("inspect")(inspect.inspect)
+    app.command("report")(report.report)
     app.command("schema")(schema.schema)
     app.command("serve")(serve.serve)
+    app.command("worker")(worker.worker)
     app.add_typer(adapter.app, name="adapter")
     app.add_typer(cache.app, name="cache")
+    app.add_typer(db.app, name="db")
     app.add_typer(keys.app, name="keys")
     return app
 
