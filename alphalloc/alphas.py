@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,8 +43,8 @@ class LikelihoodRatio(_Frozen):
 class EsdHistogram(_Frozen):
     """The spectrum as ``counts`` of eigenvalues in equal bins of log10 λ from ``log10_low`` to ``log10_high``."""
 
-    log10_low: float
-    log10_high: float
+    log10_low: float = Field(ge=-330, le=310)  # float64 ends within
+    log10_high: float = Field(ge=-330, le=310)
     counts: tuple[Count, ...] = Field(min_length=1, max_length=4096)
 
     @model_validator(mode="after")
@@ -224,6 +225,26 @@ class ModelAlphas(_Frozen):
             raise MissingExtraError("to_pandas() needs pandas: pip install 'alphalloc[pandas]'") from exc
         columns = list(MatrixAlpha.model_fields)
         return pandas.DataFrame([matrix.model_dump() for matrix in self.matrices], columns=columns)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a line of totals and a table with a bar a layer."""
+        totals = self.summary()
+        bar = '<div style="width:{:.0f}px;height:.7em;background:#3b7dd8;border-radius:2px"></div>'
+        largest = totals["max_alpha"] or 1.0
+        rows = "".join(
+            f'<tr><th scope="row">{escape(_label(layer))}</th>'
+            f"<td>{'–' if layer.alpha is None else format(layer.alpha, '.3f')}</td>"
+            f'<td style="text-align:left">{bar.format(240 * (layer.alpha or 0.0) / largest)}</td>'
+            f"<td>{layer.num_valid} of {layer.num_matrices}</td></tr>"
+            for layer in self.layers
+        )
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("layer", "alpha", "", "matrices"))
+        mean = "–" if totals["mean_alpha"] is None else f"{totals['mean_alpha']:.3f}"
+        words = f"<b>{escape(self.model.id)}</b>: mean alpha {mean} over {totals['num_layers']} layers"
+        return (
+            f"<p>{words} ({escape(self.analysis.estimator)})</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return counts and the mean, smallest and largest layer alpha; layers without one do not enter."""
