@@ -109,7 +109,27 @@ def symmetric_eigenvalues(grams: Tensor, *, solver: Solver = "auto", threads: in
         solver = "batched" if has_batched_solver(grams.device) else "threads"
     if solver == "threads":
         return _by_threads(grams, threads)
-    return _halving(grams)
+    return halving(grams, torch.linalg.eigvalsh)
+
+
+def halving(grams: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``solve(grams)``; where memory runs out, or a matrix does not converge, that of both halves together.
+
+    One matrix alone that does not fit raises what ``solve`` raised, one that does not converge BrokenSpectrumError.
+    """
+    try:
+        return solve(grams)
+    except RuntimeError as exc:  # torch.OutOfMemoryError and LinAlgError are both
+        half = len(grams) // 2
+        if isinstance(exc, LinAlgError) and not half:
+            raise _not_converged(grams, exc) from exc
+        if not half or not (is_out_of_memory(exc) or isinstance(exc, LinAlgError)):
+            raise
+    first = halving(grams[:half], solve)
+    try:
+        return torch.cat([first, halving(grams[half:], solve)])
+    except BrokenSpectrumError as exc:
+        raise BrokenSpectrumError(str(exc), exc.position + half) from exc
 
 
 def has_batched_solver(device: torch.device) -> bool:
@@ -143,23 +163,6 @@ def _bands(side: int) -> list[tuple[int, int]]:
 def _add_product(total: Tensor, slab: Tensor) -> None:
     for start, stop in _bands(len(total)):
         total[start:stop, :stop].addmm_(slab[start:stop], slab[:stop].T)
-
-
-def _halving(grams: Tensor) -> Tensor:
-    try:
-        values: Tensor = torch.linalg.eigvalsh(grams)
-        return values
-    except RuntimeError as exc:  # torch.OutOfMemoryError and LinAlgError are both
-        half = len(grams) // 2
-        if isinstance(exc, LinAlgError) and not half:
-            raise _not_converged(grams, exc) from exc
-        if not half or not (is_out_of_memory(exc) or isinstance(exc, LinAlgError)):
-            raise
-    first = _halving(grams[:half])
-    try:
-        return torch.cat([first, _halving(grams[half:])])
-    except BrokenSpectrumError as exc:
-        raise BrokenSpectrumError(str(exc), exc.position + half) from exc
 
 
 def _by_threads(grams: Tensor, threads: int) -> Tensor:
