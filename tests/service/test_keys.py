@@ -44,7 +44,8 @@ def test_only_the_hash_of_a_key_is_stored(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "scopes"), [(["read"], ("read",)), (["admin", "read", "admin"], ("read", "admin")), (["write"], ("write",))]
+    ("given", "scopes"),
+    [(["read"], ("read",)), (["admin", "read", "admin"], ("read", "admin")), (["write"], ("write",))],
 )
 def test_scopes_are_put_in_order(given: list[str], scopes: tuple[str, ...]) -> None:
     assert check_scopes(given) == scopes
