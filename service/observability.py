@@ -19,7 +19,7 @@ from . import logs, metrics
 from .security import require
 from .settings import Settings
 
-logger = structlog.stdlib.get_logger("alphalloc_service")
+logger = logging.getLogger("alphalloc_service")
 
 SLOW_SECONDS = 1.0  # until the answer began; chosen here
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -99,17 +99,16 @@ class ObservabilityMiddleware:
             return
         level = logging.ERROR if status >= 500 else logging.INFO
         caller = scope.get("state", {}).get("caller")
-        logger.log(
-            level,
-            "request",
-            method=method,
-            route=route,
-            path=scope["path"][:200],
-            status=status,
-            seconds=round(seconds, 6),
-            key=caller.name if caller is not None and caller.keyed else None,
-            client=(scope.get("client") or (None,))[0],
-        )
+        told = {
+            "method": method,
+            "route": route,
+            "path": scope["path"][:200],
+            "status": status,
+            "seconds": round(seconds, 6),
+            "key": caller.name if caller is not None and caller.keyed else None,
+            "client": (scope.get("client") or (None,))[0],
+        }
+        logger.log(level, "request", extra=told)
 
     def _instruments(self, method: str, route: str, status: int) -> tuple[Any, Any]:
         """Return the counter and histogram of these labels; looking them up each time would cost more than counting."""

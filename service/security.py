@@ -140,6 +140,7 @@ class SecurityMiddleware:
         self._keys = KeyRing(store, closed=not self._local and not settings.insecure_no_auth)
         self._rate = parse(settings.rate_limit) if settings.rate_limit else None
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._block = _block(self._rate.amount) if self._rate else 1
         self._granted: dict[str, tuple[int, float]] = {}  # requests taken from the window ahead, and until when
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,18 +240,23 @@ class SecurityMiddleware:
             self._take(self._rate, who)
 
     def _take(self, rate: RateLimitItem, who: str) -> None:
-        """Take the next requests of ``who`` from its window: a sixtieth of it at once, as the library's count costs as
-        much as the rest of this middleware. Raises ProblemError 429.
+        """Take the next requests of ``who`` from its window: up to a sixtieth of it at once, as the library's count
+        costs as much as the rest of this middleware. Raises ProblemError 429.
         """
-        block = max(1, rate.amount // 60)
-        if self._limiter.hit(rate, who, cost=block):
-            if len(self._granted) >= MAX_REMEMBERED:
-                self._granted.clear()
-            self._granted[who] = (block - 1, self._limiter.get_window_stats(rate, who).reset_time)
-        elif not self._limiter.hit(rate, who):
-            wait = max(1, int(self._limiter.get_window_stats(rate, who).reset_time - time.time()) + 1)
+        hit = self._limiter.hit(rate, who, cost=self._block)
+        reset = self._limiter.get_window_stats(rate, who).reset_time
+        if not hit:
+            wait = max(1, int(reset - time.time()) + 1)
             detail = f"more than {rate} for {who!r}; try again in {wait} s"
             raise ProblemError(429, "rate-limited", detail, {"Retry-After": str(wait)})
+        if len(self._granted) >= MAX_REMEMBERED:
+            self._granted.clear()
+        self._granted[who] = (self._block - 1, reset)
+
+
+def _block(amount: int) -> int:
+    """Return the largest divisor of ``amount`` up to a sixtieth of it; only a divisor uses the whole window."""
+    return next(size for size in range(max(1, amount // 60), 0, -1) if amount % size == 0)
 
 
 def _host(headers: dict[bytes, bytes]) -> str:
