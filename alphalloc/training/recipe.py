@@ -118,7 +118,6 @@ class AdapterSettings(Section):
         lora_ranks: ranks of ``lora``: ``uniform`` (r everywhere), ``schedule`` (experts x r in each layer, the same
             total rank) or ``equal`` (as many parameters as the schedule's MoE-LoRA, routers included). The scale
             lora_alpha / r is the same in every layer.
-        dtype: of the adapter's weights; None: float32, also on a model of 16 bits.
     """
 
     method: Literal["moe", "lora"] = "moe"

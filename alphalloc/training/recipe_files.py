@@ -47,5 +47,5 @@ def _yaml() -> tuple[Any, type[Exception]]:
         raise MissingExtraError("recipes need ruamel.yaml: pip install 'alphalloc[train]'") from exc
     # The pure form: its numbers are YAML 1.2's, so that 1e-4 is a number and `on` a word.
     yaml = YAML(typ="safe", pure=True)
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
     return yaml, YAMLError

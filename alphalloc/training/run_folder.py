@@ -1,0 +1,109 @@
+"""The folder of a run: whether it is new, to be resumed, or finished, decided before anything expensive."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alphalloc.documents import write_atomic
+from alphalloc.errors import OutputError, TrainingError
+from alphalloc.training.card import read_card
+from alphalloc.training.checkpoints import Checkpoint, complete_checkpoints, remove_incomplete
+from alphalloc.training.recipe import Recipe
+
+# What may differ between a run and its continuation: none of it changes a trained number.
+FREE = ("output", "run.report_to", "run.picture", "run.workers", "run.keep", "run.save_every", "run.eval_batch_size")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; ``checkpoint`` is where it goes on, ``finished`` the card of a run with nothing left to do."""
+
+    path: Path
+    checkpoint: Checkpoint | None = None
+    finished: dict[str, Any] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are written."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Where the trained adapter is."""
+        return self.path / "adapter"
+
+
+def open_run(recipe: Recipe, *, resume: bool, main_process: bool = True) -> RunFolder:
+    """Return the folder of ``recipe.output``, made if it is new, with incomplete checkpoints removed.
+
+    Raises:
+        TrainingError: it holds something and ``resume`` was not asked for, or it holds another recipe's run.
+        OutputError: it cannot be made or written to.
+    """
+    path = Path(recipe.output)
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if occupied:
+            return _continued(path, recipe, resume=resume, main_process=main_process)
+        if main_process:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_atomic(path / "recipe.yaml", recipe.to_yaml())
+    except OSError as exc:
+        raise OutputError(f"{path}: the run's folder cannot be written: {exc.strerror or exc}") from exc
+    return RunFolder(path)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Put a finished folder in the place of ``target``: whoever looks sees the old one, none, or the new one whole."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(folder, target)
+
+
+def scratch_beside(target: Path) -> Path:
+    """Return a new hidden folder on the same disk as ``target``."""
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+
+
+def _continued(path: Path, recipe: Recipe, *, resume: bool, main_process: bool) -> RunFolder:
+    if not resume:
+        raise TrainingError(f"{path} is not empty; resume what is in it, or choose another output")
+    if not path.is_dir() or not (path / "recipe.yaml").is_file():
+        raise TrainingError(f"{path} holds no run to resume; choose another output")
+    _same_recipe(Recipe.load(path / "recipe.yaml"), recipe, path)
+    card = read_card(path)
+    if card is not None and card["status"] == "finished" and (path / "adapter").is_dir():
+        return RunFolder(path, finished=card)
+    root = path / "checkpoints"
+    if main_process:
+        remove_incomplete(root)
+        for left in path.glob(".adapter-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    complete = complete_checkpoints(root)
+    return RunFolder(path, checkpoint=complete[-1] if complete else None)
+
+
+def _same_recipe(before: Recipe, now: Recipe, path: Path) -> None:
+    old, new = _flat(before.plain()), _flat(now.plain())
+    for key in old:
+        if key not in FREE and old[key] != new.get(key):
+            raise TrainingError(
+                f"{path} holds a run with {key} {old[key]!r}, the recipe has {new.get(key)!r}; resume with the same "
+                "recipe or choose another output"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,268 @@
+"""The steps of a run, in order: model, schedule, data, adapter, trainer; then what is written at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import TrainingArguments
+
+from alphalloc.allocation import ExpertSchedule
+from alphalloc.documents import write_atomic
+from alphalloc.errors import AdapterError, OutputError, TrainingError
+from alphalloc.peft import callbacks as adapter_callbacks
+from alphalloc.training.adapters import adapt, parameter_table
+from alphalloc.training.batches import Collator, RowDataset
+from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, RoutingLog, TrainProgress
+from alphalloc.training.card import new_card, read_card, table_document, write_card
+from alphalloc.training.data import Example, examples_digest, read_examples, split_off
+from alphalloc.training.memory import peak_bytes, reset_peak
+from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
+from alphalloc.training.picture import draw_routing
+from alphalloc.training.recipe import DataSettings, Recipe
+from alphalloc.training.run_folder import RunFolder, open_run, publish, scratch_beside
+from alphalloc.training.schedules import schedule_for
+from alphalloc.training.sinks import open_sinks
+from alphalloc.training.tokens import Tokenised, tokenise
+from alphalloc.training.train import TrainResult
+from alphalloc.training.trainer import RecipeTrainer, base_dtype, training_arguments
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One side of the data: where it is from, its digest, and its tokens."""
+
+    source: str
+    sha256: str
+    tokens: Tokenised
+
+    def document(self) -> dict[str, Any]:
+        """Return what the card says of it."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "examples": len(self.tokens.rows),
+            "overlong": self.tokens.overlong,
+            "dropped": self.tokens.dropped,
+            "tokens": sum(map(len, self.tokens.rows)),
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything of a run that is known before the model is built."""
+
+    recipe: Recipe
+    folder: RunFolder
+    arguments: TrainingArguments
+    base: BaseModel
+    tokenizer: Any
+    schedule: ExpertSchedule
+    train_examples: Examples
+    eval_examples: Examples | None
+    warnings: tuple[str, ...]
+    progress: Report | None
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, *, resume: bool, progress: Report | None) -> Run:
+        """Check and read all inputs; nothing is trained and no weight of the model loaded."""
+        tell = progress if progress is not None else _silent
+        evaluates = recipe.data.eval is not None or recipe.data.eval_share > 0
+        arguments = training_arguments(recipe, Path(recipe.output) / "checkpoints", evaluates=evaluates)
+        main = arguments.process_index == 0
+        with arguments.main_process_first(desc="reading"):
+            tell(TrainProgress("reading data"))
+            train, held_out = read_data(recipe.data, recipe.seed)
+            tell(TrainProgress("opening the model"))
+            base = find_model(recipe.model, recipe.revision)
+            tokenizer = load_tokenizer(base)
+            train_examples = _tokenised(train, tokenizer, recipe.data, recipe.data.train)
+            eval_source = recipe.data.eval or recipe.data.train
+            eval_examples = _tokenised(held_out, tokenizer, recipe.data, eval_source) if held_out else None
+            tell(TrainProgress("making the schedule" if recipe.schedule.needs_analysis else "reading the schedule"))
+            schedule, notes = schedule_for(recipe.schedule, base)
+            folder = open_run(recipe, resume=resume, main_process=main)
+        run = cls(
+            recipe, folder, arguments, base, tokenizer, schedule, train_examples, eval_examples,
+            (*notes, *_data_warnings(train_examples, recipe.data)), progress,
+        )  # fmt: skip
+        run._check_same_inputs()
+        return run
+
+    def train(self) -> TrainResult:
+        """Build the model, train, evaluate, write everything down."""
+        recipe, tell = self.recipe, self.progress or _silent
+        tell(TrainProgress("loading the model"))
+        reset_peak()
+        transformers.set_seed(recipe.seed)
+        model = adapt(self._base_model(), recipe.adapter, self.schedule, seed=recipe.seed)
+        card = self._card(model)
+        checkpoint = self.folder.checkpoint
+        main = self.arguments.process_index == 0
+        sinks = open_sinks(recipe.run.report_to, self.folder.path, recipe.plain()) if main else []
+        meter = Meter(self.folder.path, sinks, self.progress, 0.0 if checkpoint is None else _seconds(checkpoint.notes))
+        routing = RoutingLog(self.folder.path, sinks)
+        trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
+        began = time.process_time()
+        done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+        seconds, cpu_seconds = meter.seconds, time.process_time() - began
+        tell(TrainProgress("evaluating", done.global_step, done.global_step, meter.loss, seconds))
+        metrics = trainer.evaluate() if self.eval_examples is not None else {}
+        self._save_adapter(trainer)
+        result = TrainResult(
+            folder=self.folder.path,
+            steps=done.global_step,
+            train_loss=meter.loss,
+            eval={key: float(value) for key, value in metrics.items() if key == "eval_loss"},
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            peak_memory=peak_bytes(),
+            parameters=card["parameters"]["trainable"],
+            schedule_id=self.schedule.id,
+            resumed_from=None if checkpoint is None else checkpoint.step,
+            warnings=self.warnings,
+        )
+        for sink in sinks:
+            sink.close()
+        if main:
+            if recipe.run.picture:
+                draw_routing(self.folder.path)
+            write_card(self.folder.path, {**card, "status": "finished", "result": result.document()})
+        state: Any = self.arguments.distributed_state
+        state.wait_for_everyone()
+        return result
+
+    def _base_model(self) -> Any:
+        model = load_model(self.base, dtype=base_dtype(self.recipe))
+        model.config.use_cache = False
+        if self.recipe.optim.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        return model
+
+    def _trainer(self, model: Any, callbacks: list[Any]) -> RecipeTrainer:
+        # Sorted by length, so that evaluation pads little; its loss does not depend on the order.
+        held_out = sorted(self.eval_examples.tokens.rows, key=len) if self.eval_examples is not None else []
+        inner = model.get_base_model()
+        return RecipeTrainer(
+            model=model,
+            args=self.arguments,
+            train_dataset=RowDataset(self.train_examples.tokens.rows),
+            eval_dataset=RowDataset(held_out) if held_out else None,
+            data_collator=Collator(int(self.tokenizer.pad_token_id), inner),
+            callbacks=[*adapter_callbacks(model), *callbacks],
+            group_batch=self.recipe.optim.batch_size,
+            by_length=self.recipe.data.group_by_length,
+        )
+
+    def _card(self, model: Any) -> dict[str, Any]:
+        """The card of the run that begins, written already: a resumed run is checked against it."""
+        held_out = self.eval_examples
+        schedule = self.schedule
+        card = new_card(
+            recipe=self.recipe.plain(),
+            model={**self.base.reference.model_dump(mode="json"), "source": self.base.source},
+            schedule={"id": schedule.id, "num_experts": list(schedule.num_experts), "top_k": list(schedule.top_k)},
+            data={
+                "train": self.train_examples.document(),
+                "eval": None if held_out is None else held_out.document(),
+            },
+            parameters=table_document(parameter_table(model)),
+            warnings=list(self.warnings),
+        )
+        if self.arguments.process_index == 0:
+            write_atomic(self.folder.path / "schedule.json", schedule.to_json())
+            write_card(self.folder.path, card)
+        return card
+
+    def _check_same_inputs(self) -> None:
+        """Raise TrainingError when a resumed run began with another model, schedule or other examples."""
+        card = read_card(self.folder.path)
+        if card is None or self.folder.finished is not None:
+            return
+        for what, before, now in (
+            ("base model", card["model"]["fingerprint"], self.base.reference.fingerprint),
+            ("schedule", card["schedule"]["id"], self.schedule.id),
+            ("training data", card["data"]["train"]["sha256"], self.train_examples.sha256),
+        ):
+            if before != now:
+                raise TrainingError(
+                    f"{self.folder.path} was begun with another {what} ({before}, now {now}); restore it, or choose "
+                    "another output"
+                )
+
+    def _save_adapter(self, trainer: RecipeTrainer) -> None:
+        target, main = self.folder.adapter, self.arguments.process_index == 0
+        state: Any = self.arguments.distributed_state
+        scratch = scratch_beside(target) if main else target.parent / ".adapter-elsewhere"
+        trainer.save_model(str(scratch))  # every process takes part where the weights are sharded
+        state.wait_for_everyone()
+        if main:
+            self.tokenizer.save_pretrained(str(scratch))
+            publish(scratch, target)
+
+
+def read_data(data: DataSettings, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return the training and the evaluation examples that a recipe names. Raises DatasetError."""
+    reading: dict[str, Any] = {"name": data.name, "format": data.format, "limit": data.limit}
+    train = read_examples(data.train, split=data.split, **reading)
+    if data.eval is not None:
+        return train, read_examples(data.eval, split=data.eval_split, name=data.name, format=data.format)
+    return split_off(train, data.eval_share, seed)
+
+
+def load_run(folder: Path, dtype: str | None = None) -> tuple[Any, Any]:
+    """Return the trained model and tokenizer of a run folder."""
+    import peft
+
+    card = read_card(folder)
+    if card is None or not (folder / "adapter").is_dir():
+        raise TrainingError(f"{folder}: expected a finished run with an adapter; train it first, or resume it")
+    recipe = Recipe.of({**card["recipe"], "preset": None})
+    base = find_model(recipe.model, recipe.revision)
+    if base.reference.fingerprint != card["model"]["fingerprint"]:
+        raise AdapterError(
+            f"{folder}: the adapter was trained on {card['model']['id']} ({card['model']['fingerprint']}), but "
+            f"{recipe.model} is now {base.reference.fingerprint}; restore the base model"
+        )
+    model = load_model(base, dtype=dtype or base_dtype(recipe))
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder / "adapter"))
+    except OSError as exc:
+        raise OutputError(f"{folder / 'adapter'}: cannot be read: {exc}") from exc
+    return adapted.eval(), load_tokenizer(base)
+
+
+def _tokenised(examples: list[Example], tokenizer: Any, data: DataSettings, source: str) -> Examples:
+    chat = any(example.messages is not None for example in examples)
+    tokens = tokenise(
+        examples,
+        tokenizer,
+        template="chat" if chat else data.template,
+        cutoff=data.cutoff,
+        overlong=data.overlong,
+        completion_only=data.completion_only,
+    )
+    return Examples(source, examples_digest(examples), tokens)
+
+
+def _data_warnings(found: Examples, data: DataSettings) -> Sequence[str]:
+    if not found.tokens.overlong:
+        return ()
+    what = "cut" if data.overlong == "truncate" else "left out"
+    total = len(found.tokens.rows) + found.tokens.dropped
+    text = f"{found.tokens.overlong} of {total} examples are longer than {data.cutoff} tokens and were {what}"
+    return (text,)
+
+
+def _seconds(notes: dict[str, Any]) -> float:
+    value = notes.get("seconds", 0.0)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _silent(_: TrainProgress) -> None:
+    """Nobody asked for progress."""
