@@ -21,6 +21,7 @@ from alphalloc.cli import (
     report,
     schema,
     serve,
+    train,
     validate,
     worker,
 )
@@ -44,6 +45,7 @@ def build_app() -> typer.Typer:
     app.command("report")(report.report)
     app.command("schema")(schema.schema)
     app.command("serve")(serve.serve)
+    app.command("train")(train.train)
     app.command("worker")(worker.worker)
     app.add_typer(adapter.app, name="adapter")
     app.add_typer(cache.app, name="cache")

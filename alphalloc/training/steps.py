@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from alphalloc.allocation import ExpertSchedule
 from alphalloc.documents import write_atomic
@@ -20,6 +20,7 @@ from alphalloc.training.batches import Collator, RowDataset
 from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, RoutingLog, TrainProgress
 from alphalloc.training.card import new_card, read_card, table_document, write_card
 from alphalloc.training.data import Example, examples_digest, read_examples, split_off
+from alphalloc.training.head import whole_head
 from alphalloc.training.memory import peak_bytes, reset_peak
 from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
 from alphalloc.training.picture import draw_routing
@@ -108,16 +109,17 @@ class Run:
         routing = RoutingLog(self.folder.path, sinks)
         trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
         began = time.process_time()
-        done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+        with whole_head(model):
+            done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
         seconds, cpu_seconds = meter.seconds, time.process_time() - began
         tell(TrainProgress("evaluating", done.global_step, done.global_step, meter.loss, seconds))
-        metrics = trainer.evaluate() if self.eval_examples is not None else {}
+        metrics = self._last_metrics(trainer)
         self._save_adapter(trainer)
         result = TrainResult(
             folder=self.folder.path,
             steps=done.global_step,
             train_loss=meter.loss,
-            eval={key: float(value) for key, value in metrics.items() if key == "eval_loss"},
+            eval=metrics,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
             peak_memory=peak_bytes(),
@@ -136,6 +138,15 @@ class Run:
         state.wait_for_everyone()
         return result
 
+    def _last_metrics(self, trainer: RecipeTrainer) -> dict[str, float]:
+        """What the evaluation after the last step gave; it is done now unless the trainer has done it."""
+        if self.eval_examples is None:
+            return {}
+        last = trainer.state.log_history[-2:]  # the evaluation of the last step, then the trainer's own summary
+        found = [log for log in last if "eval_loss" in log and log.get("step") == trainer.state.global_step]
+        metrics = found[-1] if found else trainer.evaluate()
+        return {"eval_loss": float(metrics["eval_loss"])}
+
     def _base_model(self) -> Any:
         model = load_model(self.base, dtype=base_dtype(self.recipe))
         model.config.use_cache = False
@@ -148,7 +159,7 @@ class Run:
         # Sorted by length, so that evaluation pads little; its loss does not depend on the order.
         held_out = sorted(self.eval_examples.tokens.rows, key=len) if self.eval_examples is not None else []
         inner = model.get_base_model()
-        return RecipeTrainer(
+        trainer = RecipeTrainer(
             model=model,
             args=self.arguments,
             train_dataset=RowDataset(self.train_examples.tokens.rows),
@@ -158,6 +169,8 @@ class Run:
             group_batch=self.recipe.optim.batch_size,
             by_length=self.recipe.data.group_by_length,
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
     def _card(self, model: Any) -> dict[str, Any]:
         """The card of the run that begins, written already: a resumed run is checked against it."""
