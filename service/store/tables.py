@@ -95,7 +95,8 @@ allocations = Table(
     Column("document", LargeBinary, nullable=False),
     Column("request", Text, nullable=False),
     Column("analysis_id", Text),  # no foreign key: a schedule outlives the analysis it came from
-    Column("created_at", Double, nullable=False, index=True),
+    Column("created_at", Double, nullable=False),
+    Index("ix_allocations_created_at", "created_at"),
 )
 
 api_keys = Table(

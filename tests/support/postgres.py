@@ -7,6 +7,7 @@ database of its own in it. ``python tests/support/postgres.py`` prints the URL o
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import itertools
 import os
@@ -59,7 +60,7 @@ def new_database() -> str:
 @functools.cache
 def server() -> Server:
     """Return the server of this process."""
-    folder = Path(tempfile.mkdtemp(prefix="alphalloc-postgres-", dir="/tmp"))  # sockets want short paths
+    folder = Path(tempfile.mkdtemp(prefix="alphalloc-postgres-"))
     try:
         running = start(folder)
     except BaseException:
@@ -69,21 +70,32 @@ def server() -> Server:
     return running
 
 
-def start(folder: Path) -> Server:
-    """Start a server whose data lie in ``folder`` (made there at the first time)."""
+def start(folder: Path, port: int | None = None) -> Server:
+    """Start a server whose data lie in ``folder`` (made there at the first time); at a free port if none is named."""
     binaries = _binaries()
-    become = _unprivileged()
+    become = _unprivileged
     data = folder / "data"
     if not data.exists():
         if os.geteuid() == 0:
             shutil.chown(folder, USER, USER)
-        command = [binaries / "initdb", "-D", data, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8", "--no-locale"]
+        command = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            USER,
+            "--auth=trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        ]
         _run([str(part) for part in command], become)
-    port = _free_port()
+    port = port or _free_port()
     settings = {
         "listen_addresses": "127.0.0.1",
         "port": port,
-        "unix_socket_directories": folder,
+        "unix_socket_directories": "",
         "max_connections": 200,
         "shared_buffers": "32MB",
         "log_min_messages": "fatal",
@@ -95,7 +107,7 @@ def start(folder: Path) -> Server:
             [str(binaries / "postgres"), "-D", str(data), *options],
             stdout=log,
             stderr=log,
-            preexec_fn=become,
+            preexec_fn=_server_process,
             cwd=folder,
             start_new_session=True,
         )
@@ -127,11 +139,8 @@ def _end(running: Server) -> None:
 def _binaries() -> Path:
     """Return the folder of the newest installed server; install one where that can be done."""
     found = _installed()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], env=environment, check=False)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"]
-        subprocess.run(command, env=environment, check=False)
+    if found is None:
+        subprocess.run([str(Path(__file__).with_name("debian_packages.sh"))], check=False)
         found = _installed()
     if found is None:
         raise RuntimeError("the tests need PostgreSQL's server: apt-get install --no-install-recommends postgresql")
@@ -146,21 +155,21 @@ def _installed() -> Path | None:
     return max(places, key=lambda place: [int(part) for part in place.parts if part.isdigit()], default=None)
 
 
-def _unprivileged() -> Callable[[], None] | None:
-    """PostgreSQL refuses to run as root: what the child does to become its user, None when we are not root."""
-    if os.geteuid() != 0:
-        return None
-    user = pwd.getpwnam(USER)
-
-    def become() -> None:
+def _unprivileged() -> None:
+    """Become PostgreSQL's user, for it refuses to run as root. In the child, before the program is loaded."""
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(USER)
         os.setgroups([])
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
 
-    return become
+
+def _server_process() -> None:
+    _unprivileged()
+    ctypes.CDLL(None).prctl(1, signal.SIGINT, 0, 0, 0)  # PR_SET_PDEATHSIG: should the tests be killed, it ends too
 
 
-def _run(command: list[str], become: Callable[[], None] | None) -> None:
+def _run(command: list[str], become: Callable[[], None]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=become, cwd="/", check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
