@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import threading
+from itertools import chain, repeat
 
 from .handover import line_of, read_line, when_closed
 from .settings import Settings
@@ -47,7 +48,7 @@ class EmbeddedWorker:
         self._thread.join()
 
     def _keep_alive(self) -> None:
-        for pause in (*RESTART_SECONDS, *iter(lambda: RESTART_SECONDS[-1], None)):
+        for pause in chain(RESTART_SECONDS, repeat(RESTART_SECONDS[-1])):
             with self._lock:
                 if self._stopping.is_set():
                     return
