@@ -144,23 +144,26 @@ def schedule_names(schedules: Sequence[ExpertSchedule]) -> tuple[str, ...]:
     )
 
 
-def merged(histogram: EsdHistogram, num_eigs: int) -> EsdHistogram:
-    """Return the histogram with neighbours merged, two by two, until bins hold six eigenvalues on average."""
+def merged(histogram: EsdHistogram, num_eigs: int, most: int = 64) -> EsdHistogram:
+    """Return the histogram with neighbours merged, two by two, until bins hold six eigenvalues on average.
+
+    Also until there are ``most`` of them, where they can be halved that far.
+    """
     counts = histogram.counts
-    while len(counts) % 2 == 0 and len(counts) > 8 and num_eigs < MIN_PER_BIN * len(counts):
+    while len(counts) % 2 == 0 and len(counts) > 8 and (num_eigs < MIN_PER_BIN * len(counts) or len(counts) > most):
         counts = tuple(a + b for a, b in zip(counts[::2], counts[1::2], strict=True))
     return EsdHistogram(log10_low=histogram.log10_low, log10_high=histogram.log10_high, counts=counts)
 
 
-def spectrum(matrix: MatrixAlpha) -> Chart | None:
+def spectrum(matrix: MatrixAlpha, most: int = 64) -> Chart | None:
     """Return the density of a matrix's eigenvalues, log-log, with the fitted tail; None without a histogram.
 
-    Density of a bin: count / (eigenvalues · width). The tail that was fitted: p(λ) = (tail / eigenvalues) ·
-    (alpha - 1) / xmin · (λ / xmin)^-alpha from xmin to the largest eigenvalue.
+    ``most``: of bins. Density of a bin: count / (eigenvalues · width). The tail that was fitted: p(λ) = (tail /
+    eigenvalues) · (alpha - 1) / xmin · (λ / xmin)^-alpha from xmin to the largest eigenvalue.
     """
     if matrix.esd_histogram is None:
         return None
-    histogram = merged(matrix.esd_histogram, matrix.num_eigs)
+    histogram = merged(matrix.esd_histogram, matrix.num_eigs, most)
     total = sum(histogram.counts)
     density = _density(histogram)
     series = [Series("eigenvalues", density, _centres(histogram), dots=True)]

@@ -46,7 +46,7 @@ def report_html(
             for schedule, name in zip(schedules, model_charts.schedule_names(schedules), strict=True)
         )
         sections.append((charts[-1].key, "Experts", html.chart_section(charts[-1], live=live, more=origins)))
-    spectra = _spectra(alphas)
+    spectra = _spectra(alphas, bins=64 if live else 32)  # every one of them is drawn in a light report
     sections.append(("spectra", "Spectra", _spectra_section(alphas, spectra, live=live)))
     if others:
         documents = [alphas, *others]
@@ -86,7 +86,7 @@ def _expert_chart(schedules: Sequence[ExpertSchedule]) -> Chart:
     return model_charts.with_uniform(chart, schedules[0]) if alone else chart
 
 
-def _spectra(alphas: ModelAlphas) -> list[tuple[MatrixAlpha, Chart]]:
+def _spectra(alphas: ModelAlphas, bins: int) -> list[tuple[MatrixAlpha, Chart]]:
     """The matrices whose histogram was saved, with their charts; one a layer and role where there are too many."""
     held = [matrix for matrix in alphas.matrices if matrix.esd_histogram is not None]
     if len(held) > MAX_SPECTRA:
@@ -94,7 +94,7 @@ def _spectra(alphas: ModelAlphas) -> list[tuple[MatrixAlpha, Chart]]:
     order = {name: i for i, name in enumerate(model_charts.roles(alphas))}
     places = {(layer.stack, layer.layer): i for i, layer in enumerate(alphas.layers)}
     held.sort(key=lambda m: (places.get((m.stack, m.layer), len(places)), order.get(m.role, len(order)), m.name))
-    return [(matrix, chart) for matrix in held if (chart := model_charts.spectrum(matrix)) is not None]
+    return [(matrix, chart) for matrix in held if (chart := model_charts.spectrum(matrix, bins)) is not None]
 
 
 def _spectra_section(alphas: ModelAlphas, spectra: Sequence[tuple[MatrixAlpha, Chart]], *, live: bool) -> str:
