@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from .problems import Problem
 from .schemas import ANALYSIS_ID
 
 
@@ -34,6 +33,16 @@ class AnalysisResult(BaseModel):
     summary: dict[str, Any]
 
 
+class JobProblem(BaseModel):
+    """Why an analysis failed: a problem document without a request. ``code`` is stable, ``detail`` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
 class AnalysisAnswer(BaseModel):
     """A job that measures a model. It always reaches ``succeeded``, ``failed`` (see ``error``) or ``cancelled``.
 
@@ -54,7 +63,7 @@ class AnalysisAnswer(BaseModel):
     request: dict[str, Any]
     model: dict[str, Any] | None = None
     result: AnalysisResult | None = None
-    error: Problem | None = None
+    error: JobProblem | None = None
     links: AnalysisLinks
 
 

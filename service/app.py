@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None, store: Store | None = None) -> 
     app.state.store = AsyncStore(store)
     app.state.waiters = Waiters(settings.max_streams)
     app.state.readiness = Readiness(settings, store)
+    app.include_router(allocations.reading)  # first: routes are tried in order, and this one is asked for most
     for module in ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(events.NothingMoreError, events.nothing_more)

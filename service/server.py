@@ -1,65 +1,95 @@
-"""Running the application under uvicorn: the socket, the limits, the signals."""
+"""Running the application under uvicorn: the database, the socket, the limits, the worker beside it, the signals."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import ipaddress
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from alphalloc.errors import SettingsError
+import uvicorn
 
+from alphalloc.errors import SettingsError, StorageError
+
+from . import observability, slow_clients
+from .embedded import EmbeddedWorker
+from .security import is_loopback
 from .settings import Settings
+from .store import Store, upgrade
+from .waiting import Waiters
 
-# Chosen here: more connections than this wait in the kernel; slow or idle ones are dropped.
+# Chosen here: more connections than this are refused with 503; idle ones are dropped.
 LIMIT_CONCURRENCY = 512
 KEEP_ALIVE_SECONDS = 5
 GRACEFUL_SECONDS = 30
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, *, replicas: int = 1) -> None:
     """Serve until a signal comes, finish the requests under way and return.
 
-    SIGTERM, the wish of a supervisor, ends in a normal return; SIGINT in KeyboardInterrupt. Raises SettingsError when
-    the address cannot be listened on, or when other machines could reach it and that was not asked for.
+    A SQLite database is made or upgraded first; PostgreSQL's is left to ``alphalloc db upgrade``, since others may be
+    using it. With ``settings.worker`` a worker process runs as long as the server. More than one of ``replicas``:
+    so many processes answer on the same socket. SIGTERM, the wish of a supervisor, ends in a normal return; SIGINT in
+    KeyboardInterrupt. Raises StorageError, or SettingsError when the address cannot be listened on, or when other
+    machines could reach it and that was not asked for.
     """
-    import uvicorn
-
-    from .app import create_app
-
-    listener = listen(settings)
+    store = _open(settings.database_url)
+    observability.start(settings)
+    try:
+        listener = listen(settings, guarded=any(key.revoked_at is None for key in store.list_keys()))
+    except BaseException:
+        store.close()
+        raise
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    with listener, _worker(settings):
+        print(f"alphalloc serves http://{shown}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        if replicas == 1:
+            serve(settings, store, listener)
+        else:
+            store.close()
+            from .replicas import Replicas
+
+            Replicas(settings, listener, replicas).run()
+
+
+def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
+    """Answer on ``listener`` until a signal comes; see :func:`run`."""
+    from .app import create_app
+
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, store),
+        http=slow_clients.protocol(),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        log_config=None,
+        access_log=False,
         server_header=False,
         limit_concurrency=LIMIT_CONCURRENCY,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    server = uvicorn.Server(config)
-    print(f"alphalloc serves http://{shown}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
     # After its own clean stop uvicorn raises the signal once more, which would kill the process.
     previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        server.run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
-        listener.close()
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Return a listening socket at the settings' host and port. Raises SettingsError."""
+def listen(settings: Settings, *, guarded: bool = False) -> socket.socket:
+    """Return a listening socket at the settings' host and port. ``guarded``: there are keys. Raises SettingsError."""
     where = f"{settings.host}:{settings.port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as exc:
         raise SettingsError(f"cannot listen on {where}: the host {settings.host!r} is not known") from exc
-    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not settings.insecure_no_auth:
+    if not (guarded or settings.insecure_no_auth or is_loopback(str(address[0]))):
         raise SettingsError(
-            f"{settings.host} can be reached by other machines and this service asks for no key; "
-            "listen on 127.0.0.1, or say --insecure-no-auth"
+            f"{settings.host} can be reached by other machines and this service has no key; make one with "
+            "`alphalloc keys create`, listen on 127.0.0.1, or say --insecure-no-auth"
         )
     try:
         return socket.create_server(address[:2], family=family, backlog=2048)
@@ -69,3 +99,33 @@ def listen(settings: Settings) -> socket.socket:
         else:
             reason = exc.strerror or str(exc)
         raise SettingsError(f"cannot listen on {where}: {reason}") from exc
+
+
+class _Server(uvicorn.Server):
+    """Lets those who wait for an analysis go when a signal comes, instead of waiting for them."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        Waiters.stop_all()
+        super().handle_exit(sig, frame)
+
+
+def _open(url: str) -> Store:
+    """Return the store; a SQLite database that is missing or older is brought to the present schema first."""
+    try:
+        return Store.open(url)  # as a rule: loading what migrates takes as long as everything else together
+    except StorageError:
+        if not url.startswith("sqlite:"):
+            raise
+    upgrade(url)
+    return Store.open(url)
+
+
+@contextlib.contextmanager
+def _worker(settings: Settings) -> Iterator[None]:
+    """Have a worker process for as long as the block runs, if the settings want one."""
+    worker = EmbeddedWorker(settings) if settings.worker else None
+    try:
+        yield
+    finally:
+        if worker is not None:
+            worker.stop()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Response
 
-from .answers import AnalysisAnswer, AnalysisLinks, AnalysisResult, Progress
+from .answers import AnalysisAnswer, AnalysisLinks, AnalysisResult, JobProblem, Progress
 from .conventions import RETRY_SECONDS, weak_etag
 from .store import Analysis
 
@@ -34,7 +34,7 @@ def describe(analysis: Analysis) -> AnalysisAnswer:
         request=analysis.request,
         model=analysis.model,
         result=result,
-        error=analysis.error,
+        error=None if analysis.error is None else JobProblem(**analysis.error),
         links=AnalysisLinks(self=place, events=f"{place}/events", cancel=f"{place}/cancel"),
     )
 

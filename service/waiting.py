@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
+from weakref import WeakSet
 
 import anyio
 from fastapi import Request
@@ -28,8 +30,17 @@ POLL_SECONDS = 0.5  # chosen here: progress is written at most twice a second
 class Waiters:
     """Counts those who wait, and knows when the server stops."""
 
+    _of_this_process: ClassVar[WeakSet[Waiters]] = WeakSet()
+
     def __init__(self, limit: int) -> None:
         self.limit, self.stopping, self._held = limit, False, 0
+        self._of_this_process.add(self)
+
+    @classmethod
+    def stop_all(cls) -> None:
+        """Let all who wait in this process go; called when a signal comes."""
+        for waiters in cls._of_this_process:
+            waiters.stopping = True
 
     @contextmanager
     def place(self) -> Iterator[bool]:

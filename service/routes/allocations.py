@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.routing import APIRoute
 
 from alphalloc import ModelAlphas
 from alphalloc.allocation import ExpertSchedule
@@ -25,10 +26,29 @@ from ..waiting import until
 from .analyses import found, preference
 from .layers import failure
 
+
+class FromMemoryRoute(APIRoute):
+    """A route that answers what is in memory at once: resolving dependencies takes twice as long as all the rest."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler behind a look into memory."""
+        handle = super().get_route_handler()
+
+        async def answer_from_memory(request: Request) -> Response:
+            document = request.app.state.store.known_document(request.path_params["id"])
+            if document is None:
+                return await handle(request)
+            await require_read(request)
+            return _sent(document, request)
+
+        return answer_from_memory
+
+
 router = APIRouter(prefix="/v1/allocations", tags=["allocations"], route_class=StrictJsonRoute)
+reading = APIRouter(prefix="/v1/allocations", tags=["allocations"], route_class=FromMemoryRoute)
 
 AllocationId = Annotated[str, Path(pattern=ALLOCATION_ID, description="the `id` of a schedule")]
-require_write = require("write")
+require_read, require_write = require("read"), require("write")
 HEADERS = {
     "ETag": {"description": "Strong: the bytes of an id never change", "schema": {"type": "string"}},
     "Location": {"description": "Where the schedule, or the analysis, is", "schema": {"type": "string"}},
@@ -45,7 +65,7 @@ ANSWERS: Responses = {
     summary="Allocate experts to layers",
     response_model=ExpertSchedule,
     status_code=201,
-    dependencies=[Depends(require("read"))],
+    dependencies=[Depends(require_read)],
     responses=responses(400, 403, 404, 409, 413, 415, 422, 429, 503, also=ANSWERS),
 )
 async def create_allocation(question: AllocationRequest, request: Request) -> Response:
@@ -70,11 +90,11 @@ async def create_allocation(question: AllocationRequest, request: Request) -> Re
     return await _answer(question, alphas, analysis.id, request)
 
 
-@router.get(
+@reading.get(
     "/{id}",
     summary="Get a schedule",
     response_model=ExpertSchedule,
-    dependencies=[Depends(require("read"))],
+    dependencies=[Depends(require_read)],
     responses=responses(
         404,
         422,
