@@ -15,6 +15,7 @@ from typing import Any
 
 from alphalloc.errors import DocumentError, SchemaVersionError
 
+_SURROGATE = re.compile("[\ud800-\udfff]|\\\\u[dD][89a-fA-F]")
 MAX_DOCUMENT_BYTES = 256 * 2**20  # chosen here: an alphas.json of a 1T-parameter model stays under 100 MB
 
 
@@ -98,6 +99,8 @@ def parse_document(text: str, *, kind: str, major: int, where: str = "document")
     """Return the JSON object in ``text`` after the checks of :func:`read_document`; ``where`` names it in errors."""
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):  # an escape of half a character, or one of a pair: only the value tells
+            canonical_json(value)
     except (ValueError, RecursionError) as exc:
         raise DocumentError(f"{where}: not valid JSON: {exc}") from exc
     if not isinstance(value, dict):
