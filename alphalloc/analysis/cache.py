@@ -87,6 +87,11 @@ class SpectraCache:
             os.utime(path)  # "used now": what prune goes by
         return spectrum
 
+    def holds(self, matrix: WeightMatrix) -> bool:
+        """Return whether there is an entry; only ``get`` finds out whether it is damaged."""
+        path = self._entry(matrix)
+        return path is not None and path.is_file()
+
     def put(self, matrix: WeightMatrix, spectrum: ESD) -> None:
         """Store the spectrum. A disk that refuses leaves the cache valid and adds one warning."""
         path = self._entry(matrix)
@@ -150,9 +155,9 @@ class SpectraCache:
         digest = self._file_digests.get(matrix.source)
         if digest is None:  # weights in memory have no content address
             return None
-        numerics = _numerics(min(matrix.shape) > NUMPY_MAX_SIDE)
         # the recipe is what config.json, which the digest leaves out, decides about the values
-        parts = (digest, matrix.name, matrix.shape, TRANSFORM_VERSION, self.variant, numerics, matrix.recipe)
+        made = (TRANSFORM_VERSION, self.variant, numerics(matrix.shape), matrix.recipe)
+        parts = (digest, matrix.name, matrix.shape, *made)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
 
@@ -200,9 +205,14 @@ def _weight_files(source: Path) -> list[Path]:
     return [source] if source.is_file() else []
 
 
+def numerics(shape: tuple[int, int]) -> tuple[str, ...]:
+    """Return what decides the last bits of a spectrum of this shape here: releases, BLAS kernels, one thread."""
+    return _numerics(min(shape) > NUMPY_MAX_SIDE)
+
+
 @cache
 def _numerics(large: bool) -> tuple[str, ...]:
-    """What decides the last bits: releases and BLAS kernels; torch only where it may take the ``large`` matrices."""
+    """torch counts only where it may take the ``large`` matrices."""
     import scipy.linalg.cython_blas  # noqa: F401  (loads the BLAS that is asked about below)
 
     names = ("numpy", "scipy", "ml_dtypes", "gguf", *(("torch",) if large else ()))

@@ -71,6 +71,9 @@ class _Remembered(SpectraCache):
             self.seen[matrix.name] = found
         return found
 
+    def holds(self, matrix: WeightMatrix) -> bool:
+        return matrix.name in self.seen or (self.on_disk and super().holds(matrix))
+
     def put(self, matrix: WeightMatrix, spectrum: ESD) -> None:
         self.seen[matrix.name] = spectrum
         if self.on_disk:

@@ -139,7 +139,7 @@ def test_the_rank_correlation_is_scipys(values, seed):
 
 
 def test_all_estimators_from_one_reading(monkeypatch):
-    module = sys.modules["alphalloc.analysis.analyze"]
+    module = sys.modules["alphalloc.analysis.measure"]
     reductions = []
     exact = module.esd
     monkeypatch.setattr(module, "esd", lambda weight: reductions.append(1) or exact(weight))

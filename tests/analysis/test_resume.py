@@ -22,8 +22,8 @@ WORKERS = 2
 RUN = """
 import os, sys
 import alphalloc
-import alphalloc.analysis.analyze
-module = sys.modules["alphalloc.analysis.analyze"]
+import alphalloc.analysis.measure
+module = sys.modules["alphalloc.analysis.measure"]
 log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 compute = module.esd
 
