@@ -76,7 +76,8 @@ class Meter(TrainerCallback):
                 sink.write({k: float(v) for k, v in numbers.items()}, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the step."""
+        """Report the step; the last one is always logged."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
         if self.progress is not None and state.is_world_process_zero:
             self.progress(TrainProgress("training", state.global_step, state.max_steps, self.loss, self.seconds))
 

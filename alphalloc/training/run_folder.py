@@ -39,24 +39,32 @@ class RunFolder:
         return self.path / "adapter"
 
 
-def open_run(recipe: Recipe, *, resume: bool, main_process: bool = True) -> RunFolder:
-    """Return the folder of ``recipe.output``, made if it is new, with incomplete checkpoints removed.
+def open_run(recipe: Recipe, *, resume: bool) -> RunFolder:
+    """Return what is in the folder of ``recipe.output``; nothing is written yet.
 
     Raises:
         TrainingError: it holds something and ``resume`` was not asked for, or it holds another recipe's run.
-        OutputError: it cannot be made or written to.
+        OutputError: it cannot be read.
     """
     path = Path(recipe.output)
     try:
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if occupied:
-            return _continued(path, recipe, resume=resume, main_process=main_process)
-        if main_process:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_atomic(path / "recipe.yaml", recipe.to_yaml())
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            return _continued(path, recipe, resume=resume)
     except OSError as exc:
-        raise OutputError(f"{path}: the run's folder cannot be written: {exc.strerror or exc}") from exc
+        raise OutputError(f"{path}: the run's folder cannot be read: {exc.strerror or exc}") from exc
     return RunFolder(path)
+
+
+def make_folder(folder: RunFolder, recipe: Recipe) -> None:
+    """Make the folder with the recipe in it, and remove what killed saves left behind. Raises OutputError."""
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder.path / "recipe.yaml", recipe.to_yaml())
+    except OSError as exc:
+        raise OutputError(f"{folder.path}: the run's folder cannot be written: {exc.strerror or exc}") from exc
+    remove_incomplete(folder.checkpoints)
+    for left in folder.path.glob(".adapter-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def publish(folder: Path, target: Path) -> None:
@@ -71,7 +79,7 @@ def scratch_beside(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
 
 
-def _continued(path: Path, recipe: Recipe, *, resume: bool, main_process: bool) -> RunFolder:
+def _continued(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
     if not resume:
         raise TrainingError(f"{path} is not empty; resume what is in it, or choose another output")
     if not path.is_dir() or not (path / "recipe.yaml").is_file():
@@ -80,12 +88,7 @@ def _continued(path: Path, recipe: Recipe, *, resume: bool, main_process: bool) 
     card = read_card(path)
     if card is not None and card["status"] == "finished" and (path / "adapter").is_dir():
         return RunFolder(path, finished=card)
-    root = path / "checkpoints"
-    if main_process:
-        remove_incomplete(root)
-        for left in path.glob(".adapter-*"):
-            shutil.rmtree(left, ignore_errors=True)
-    complete = complete_checkpoints(root)
+    complete = complete_checkpoints(path / "checkpoints")
     return RunFolder(path, checkpoint=complete[-1] if complete else None)
 
 

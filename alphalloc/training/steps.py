@@ -25,7 +25,7 @@ from alphalloc.training.memory import peak_bytes, reset_peak
 from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
 from alphalloc.training.picture import draw_routing
 from alphalloc.training.recipe import DataSettings, Recipe
-from alphalloc.training.run_folder import RunFolder, open_run, publish, scratch_beside
+from alphalloc.training.run_folder import RunFolder, make_folder, publish, scratch_beside
 from alphalloc.training.schedules import schedule_for
 from alphalloc.training.sinks import open_sinks
 from alphalloc.training.tokens import Tokenised, tokenise
@@ -69,12 +69,11 @@ class Run:
     progress: Report | None
 
     @classmethod
-    def prepare(cls, recipe: Recipe, *, resume: bool, progress: Report | None) -> Run:
-        """Check and read all inputs; nothing is trained and no weight of the model loaded."""
+    def prepare(cls, recipe: Recipe, folder: RunFolder, *, progress: Report | None) -> Run:
+        """Check and read all inputs; only when they are good is the folder made. No weight of the model is loaded."""
         tell = progress if progress is not None else _silent
         evaluates = recipe.data.eval is not None or recipe.data.eval_share > 0
         arguments = training_arguments(recipe, Path(recipe.output) / "checkpoints", evaluates=evaluates)
-        main = arguments.process_index == 0
         with arguments.main_process_first(desc="reading"):
             tell(TrainProgress("reading data"))
             train, held_out = read_data(recipe.data, recipe.seed)
@@ -86,12 +85,13 @@ class Run:
             eval_examples = _tokenised(held_out, tokenizer, recipe.data, eval_source) if held_out else None
             tell(TrainProgress("making the schedule" if recipe.schedule.needs_analysis else "reading the schedule"))
             schedule, notes = schedule_for(recipe.schedule, base)
-            folder = open_run(recipe, resume=resume, main_process=main)
         run = cls(
             recipe, folder, arguments, base, tokenizer, schedule, train_examples, eval_examples,
             (*notes, *_data_warnings(train_examples, recipe.data)), progress,
         )  # fmt: skip
         run._check_same_inputs()
+        if arguments.process_index == 0:
+            make_folder(folder, recipe)
         return run
 
     def train(self) -> TrainResult:

@@ -15,6 +15,8 @@ from typing import Any
 
 from alphalloc.errors import MissingExtraError, OutputError, TrainingError
 from alphalloc.training.recipe import Recipe
+from alphalloc.training.run_folder import open_run
+from alphalloc.training.sinks import check_sinks
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,16 @@ def train(recipe: Recipe, *, resume: bool = False, progress: Any = None) -> Trai
         OutputError: the disk refused; the message names the last complete checkpoint.
         MissingExtraError: a library is not installed.
     """
+    folder = open_run(recipe, resume=resume)
+    if folder.finished is not None:
+        return recorded(folder.path, folder.finished)
     _require_libraries()
-    from alphalloc.training.sinks import check_sinks
-    from alphalloc.training.steps import Run
-
     check_sinks(recipe.run.report_to)
     with _quiet_libraries():
-        run = Run.prepare(recipe, resume=resume, progress=progress)
-        if run.folder.finished is not None:
-            return recorded(run.folder.path, run.folder.finished)
-        with _disk_and_memory(run.folder.checkpoints, recipe):
+        from alphalloc.training.steps import Run
+
+        run = Run.prepare(recipe, folder, progress=progress)
+        with _disk_and_memory(folder.checkpoints, recipe):
             return run.train()
 
 
@@ -98,9 +100,9 @@ def load_trained(folder: str | Path, *, dtype: str | None = None) -> tuple[Any, 
     Raises TrainingError when there is no trained adapter, and when the base model is not the one it was trained on.
     """
     _require_libraries()
-    from alphalloc.training.steps import load_run
-
     with _quiet_libraries():
+        from alphalloc.training.steps import load_run
+
         return load_run(Path(folder), dtype)
 
 
@@ -162,7 +164,8 @@ def _quiet_libraries() -> Iterator[None]:
     log.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*kernels.*")
+            # What two of them say to each other about names of the next version.
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed.*")
             yield
     finally:
         log.set_verbosity(level)
