@@ -24,6 +24,8 @@ from .settings import Settings
 
 logger = logging.getLogger("alphalloc_service")
 
+INTERPRETER_BYTES = 2**28  # what Python, numpy, scipy and torch take before any matrix, rounded up; measured
+
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -55,6 +57,8 @@ def measure(
     from alphalloc.documents import canonical_json
 
     arguments = arguments_of(request, backend, ray_address)
+    if settings.job_memory_bytes is not None:  # so that a matrix which is too large is named, and does not kill
+        arguments["memory"] = max(settings.job_memory_bytes - INTERPRETER_BYTES, INTERPRETER_BYTES // 4)
     if "id" in request["model"]:
         check_download(request["model"]["id"], request["model"].get("revision"), settings)
 

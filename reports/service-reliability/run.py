@@ -1,0 +1,120 @@
+"""What the service keeps when its processes are killed: the figures, made by the code that the tests run.
+
+python reports/service-reliability/run.py                 # everything, about half an hour
+python reports/service-reliability/run.py --only kills --kills 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
+
+from databases import DATABASES, new_url  # noqa: E402
+from kill_loop import LEASE_SECONDS, kill_loop  # noqa: E402
+
+
+def kills(number: int) -> dict[str, Any]:
+    """Kill a worker or its child ``number`` times on each database."""
+    found = {}
+    for kind in DATABASES:
+        with tempfile.TemporaryDirectory(prefix="alphalloc-kills-") as folder:
+            report = kill_loop(new_url(kind, Path(folder)), Path(folder), number)
+        found[kind] = report.as_dict()
+        print(kind, json.dumps(found[kind]), flush=True)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return where this ran."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    }
+
+
+def readme(results: dict[str, Any]) -> str:
+    """Return the report's text."""
+    lines = ["# What the service keeps when its processes are killed", ""]
+    lines += [__doc__.partition("\n")[0] if __doc__ else "", ""]
+    where = results["machine"]
+    lines += [
+        f"{where['cpu']}, {where['cores']} cores shared with other work (load {where['load']}), Python {where['python']}.",
+        "",
+    ]
+    if "kills" in results:
+        lines += _kills_section(results["kills"])
+    return "\n".join(lines)
+
+
+def _kills_section(found: dict[str, Any]) -> list[str]:
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("kills of workers + of their children", lambda r: f"{r['kills_of_workers']} + {r['kills_of_children']}"),
+        ("analyses acknowledged", lambda r: str(r["jobs"])),
+        ("of them lost", lambda r: str(r["jobs_lost"])),
+        ("of them with other bytes than an undisturbed run", lambda r: str(r["results_differing"])),
+        ("most attempts of one analysis", lambda r: str(r["most_attempts"])),
+        ("spectra on disk at some kill, of all", lambda r: f"{r['spectra_seen']} of {r['spectra']}"),
+        ("of them lost or computed again", lambda r: str(r["spectra_lost"])),
+        ("job processes alive 2 s after their worker's death", lambda r: str(r["orphans"])),
+        ("faults found by `alphalloc db check`", lambda r: str(len(r["wrong_in_database"]))),
+        (
+            "seconds from a kill to the next attempt of that analysis, median and longest",
+            lambda r: f"{statistics.median(r['recovery_seconds']):.2f}, {max(r['recovery_seconds']):.2f}",
+        ),
+        ("seconds in all", lambda r: str(r["seconds"])),
+    ]
+    lines = [
+        "## kill -9 at random moments",
+        "",
+        f"One worker with a lease of {LEASE_SECONDS:g} s; the worker or its job's process is killed at a random moment "
+        "within 2.5 s of the sight of a running job (a job takes about that long), while the queue never runs dry. "
+        "In the end every analysis is compared with one that nobody disturbed.",
+        "",
+        "| | " + " | ".join(found) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    lines += [f"| {name} | " + " | ".join(show(report) for report in found.values()) + " |" for name, show in rows]
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Run what is asked for, add it to results.json and write README.md anew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    sections: dict[str, Callable[[argparse.Namespace], Any]] = {"kills": lambda given: kills(given.kills)}
+    parser.add_argument("--only", choices=sections, action="append")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--text", action="store_true", help="write README.md from results.json alone")
+    given = parser.parse_args()
+    target = HERE / "results.json"
+    results = json.loads(target.read_text()) if target.exists() else {}
+    if not given.text:
+        for name in given.only or sections:
+            results[name] = sections[name](given)
+        results["machine"] = machine()
+    target.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    (HERE / "README.md").write_text(readme(results))
+
+
+if __name__ == "__main__":
+    main()
