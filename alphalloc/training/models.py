@@ -15,6 +15,8 @@ from alphalloc.allocation import LayerRef, ModelRef
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.errors import CheckpointError, MissingExtraError, OutputError, TrainingError, UnsupportedCheckpointError
 
+CONVERSION = 2  # raise it when the folder made from a GGUF file changes
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -104,7 +106,9 @@ def gguf_folder(path: Path, *, cache: Path | None = None) -> Path:
     OutputError when the cache cannot be written.
     """
     status = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{CONVERSION}\n{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}".encode()
+    ).hexdigest()[:16]
     root = _cache_root() if cache is None else cache
     target = root / "models" / f"{path.stem[:80]}-{key}"
     if target.is_dir():
@@ -146,6 +150,8 @@ def _dequantise(path: Path, folder: Path) -> None:
         raise UnsupportedCheckpointError(f"{path}: transformers cannot read this GGUF file: {exc}") from exc
     # A model read from GGUF refuses to be saved; a fresh one of the same configuration does not.
     build: Callable[..., Any] = AutoModelForCausalLM.from_config
+    if hasattr(quantised.config, "quantization_config"):  # the weights are float32 now; a Trainer would refuse them
+        del quantised.config.quantization_config
     fresh = build(quantised.config)
     fresh.load_state_dict(quantised.state_dict())
     fresh.generation_config = quantised.generation_config

@@ -21,6 +21,7 @@ from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, Routin
 from alphalloc.training.card import new_card, read_card, table_document, write_card
 from alphalloc.training.data import Example, examples_digest, read_examples, split_off
 from alphalloc.training.head import whole_head
+from alphalloc.training.head import whole_head
 from alphalloc.training.memory import peak_bytes, reset_peak
 from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
 from alphalloc.training.picture import draw_routing
@@ -110,6 +111,7 @@ class Run:
         trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
         began = time.process_time()
         with whole_head(model):
+            with whole_head(model):
             done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
         seconds, cpu_seconds = meter.seconds, time.process_time() - began
         tell(TrainProgress("evaluating", done.global_step, done.global_step, meter.loss, seconds))
