@@ -1,0 +1,674 @@
+/* The page: asks the API of the service that it came from, and shows what it says. Text is only ever set as text. */
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const PAUSE = 150; // milliseconds between two questions while a slider moves: at most 400 a minute
+const SLIDERS = { beta: [0, 8, 0.1], eps: [0, 1, 0.05], temperature: [0.05, 3, 0.05] };
+
+const state = {
+  key: "",
+  methods: null,
+  source: null, // { alphas, labels, id? }
+  text: "", // the schedule as the API gave it
+  schedule: null,
+  uniform: null,
+  kept: null,
+  stored: new Set(),
+  job: null,
+};
+
+/* ---- the API ---- */
+
+class Refusal extends Error {
+  constructor(problem) {
+    super(problem.detail || problem.title || "the request failed");
+    this.problem = problem;
+  }
+}
+
+async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
+  const sent = { ...headers };
+  if (state.key) sent.Authorization = `Bearer ${state.key}`;
+  if (body !== undefined) sent["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, { method, headers: sent, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal({ detail: `The service does not answer (${error.message}).`, code: "unreachable" });
+  }
+  if (response.ok) return response;
+  let problem = {};
+  try {
+    problem = await response.json();
+  } catch { /* not a problem document: something between us and the service answered */ }
+  throw new Refusal({ detail: `The answer was ${response.status} ${response.statusText}.`, ...problem });
+}
+
+function showProblem(problem) {
+  const box = $("problem");
+  const said = document.createElement("p");
+  said.textContent = problem.detail || problem.title;
+  const parts = [said];
+  const fields = problem.errors || [];
+  if (fields.length > 1) {
+    const list = document.createElement("ul");
+    for (const field of fields) {
+      const item = document.createElement("li");
+      item.textContent = `${field.pointer || "body"}: ${field.detail}`;
+      list.append(item);
+    }
+    parts.push(list);
+  }
+  const small = document.createElement("p");
+  small.className = "code";
+  small.textContent = [problem.code, problem.request_id && `request ${problem.request_id}`].filter(Boolean).join(" · ");
+  parts.push(small);
+  box.replaceChildren(...parts);
+  box.hidden = false;
+}
+
+function clearProblem() {
+  $("problem").hidden = true;
+}
+
+/** Run `work` and show what it was refused for. */
+async function trying(work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (error.name === "AbortError") return undefined;
+    if (!(error instanceof Refusal)) throw error;
+    showProblem(error.problem);
+    if (error.problem.status === 401) $("access").open = true;
+    return undefined;
+  }
+}
+
+/* ---- where the alphas come from ---- */
+
+function fromDocument(document_) {
+  if (!document_ || !Array.isArray(document_.layers)) throw new Error("This JSON is neither a list of numbers nor an alphas document.");
+  const missing = document_.layers.filter((one) => typeof one.alpha !== "number");
+  if (missing.length) throw new Error(`Layer ${missing[0].layer} has no alpha.`);
+  return { alphas: document_.layers.map((one) => one.alpha), labels: document_.layers.map(layerLabel) };
+}
+
+function layerLabel(one) {
+  return one.stack ? `${one.stack}.${one.layer}` : String(one.layer);
+}
+
+/** Return { alphas, labels } of pasted text, or null for none. Throws an Error that says what is wrong. */
+function parsePasted(text) {
+  const trimmed = text.trim();
+  if (!trimmed) return null;
+  let values;
+  if (trimmed.startsWith("{") || trimmed.startsWith("[")) {
+    let parsed;
+    try {
+      parsed = JSON.parse(trimmed);
+    } catch (error) {
+      throw new Error(`Not valid JSON: ${error.message}`);
+    }
+    if (!Array.isArray(parsed)) return fromDocument(parsed);
+    values = parsed;
+  } else {
+    values = trimmed.split(/[\s,;]+/).filter(Boolean).map((word) => {
+      const value = Number(word);
+      if (Number.isNaN(value)) throw new Error(`“${word.slice(0, 40)}” is not a number.`);
+      return value;
+    });
+  }
+  return { alphas: values, labels: values.map((_, i) => String(i)) };
+}
+
+function pasted() {
+  const note = $("pasted-note");
+  let source = null;
+  note.textContent = "";
+  try {
+    source = parsePasted($("pasted").value);
+    if (source) note.textContent = `${source.alphas.length} layers`;
+  } catch (error) {
+    note.textContent = error.message;
+  }
+  take(source);
+}
+
+async function listAnalyses(chosen) {
+  const answer = await (await ask("v1/analyses?status=succeeded&limit=100")).json();
+  const options = answer.data.map((one) => {
+    const option = document.createElement("option");
+    option.value = one.id;
+    const model = one.model ? one.model.id : one.request.model.id || one.request.model.path;
+    option.textContent = `${model} · ${one.request.estimator} · ${one.created_at.slice(0, 16).replace("T", " ")}`;
+    return option;
+  });
+  $("analysis").replaceChildren(...options);
+  $("analysis-note").textContent = options.length ? "" : "There is none yet: start one under “New analysis”.";
+  if (chosen) $("analysis").value = chosen;
+}
+
+async function takeAnalysis(id) {
+  if (!id) {
+    $("report").hidden = true;
+    take(null);
+    return;
+  }
+  const table = await (await ask(`v1/analyses/${id}/layers`)).json();
+  const at = Object.fromEntries(table.columns.map((name, i) => [name, i]));
+  const layers = table.rows.map((row) => ({ layer: row[at.layer], stack: row[at.stack], alpha: row[at.alpha] }));
+  const bare = layers.filter((one) => one.alpha === null).length;
+  $("report").hidden = false;
+  $("analysis-note").textContent = `${layers.length} layers by ${table.estimator}${bare ? `, ${bare} without an alpha` : ""}`;
+  take({ id, alphas: layers.map((one) => one.alpha), labels: layers.map(layerLabel) });
+}
+
+function chosenSource() {
+  return document.querySelector("input[name=source]:checked").value;
+}
+
+async function switchSource() {
+  const chosen = chosenSource();
+  for (const part of document.querySelectorAll("[data-source]")) part.hidden = part.dataset.source !== chosen;
+  clearProblem();
+  if (chosen === "paste") pasted();
+  if (chosen === "known") {
+    await trying(async () => {
+      await listAnalyses();
+      await takeAnalysis($("analysis").value);
+    });
+  }
+}
+
+/** Make `source` what is allocated from; null for nothing. */
+function take(source) {
+  const before = state.source ? state.source.alphas.length : 0;
+  state.source = source;
+  state.uniform = null;
+  const measured = Boolean(source && source.id);
+  $("confidence").disabled = !measured;
+  $("confidence-note").hidden = measured;
+  if (!measured) $("confidence").checked = false;
+  if (source && source.alphas.length !== before) {
+    const layers = source.alphas.length;
+    $("budget-range").min = 1;
+    $("budget-range").max = Math.max(16 * layers, 16);
+    setBoth("budget", 5 * layers);
+  }
+  drawAlphas();
+  if (source) allocate();
+  else showNothing();
+}
+
+function drawAlphas() {
+  const { source } = state;
+  if (!source || !source.alphas.every((one) => one === null || (Number.isFinite(one) && one > 0))) {
+    $("alphas-chart").replaceChildren();
+    return;
+  }
+  const known = source.alphas.filter((one) => one !== null);
+  const summary = known.length
+    ? `Alpha by layer, from ${Math.min(...known).toFixed(3)} to ${Math.max(...known).toFixed(3)}.`
+    : "No alphas yet.";
+  const from = known.length && Math.min(...known) > 1 ? 1 : 0;
+  $("alphas-chart").replaceChildren(barChart({ labels: source.labels, values: source.alphas, name: "alpha", from, summary }));
+}
+
+/* ---- a new analysis ---- */
+
+function analysisRequest() {
+  const named = $("model").value.trim();
+  const path = named.startsWith("/") || named.startsWith("~") || named.startsWith(".");
+  const revision = $("revision").value.trim();
+  const include = $("include").value.split(",").map((one) => one.trim()).filter(Boolean);
+  return {
+    model: path ? { path: named } : { id: named, ...(revision ? { revision } : {}) },
+    estimator: $("estimator").value,
+    stability: $("stability").checked,
+    ...(include.length ? { layer_filter: { include } } : {}),
+  };
+}
+
+/** Yield { event, data } of a server-sent stream; fetch is used because EventSource cannot send a key. */
+async function* streamed(path, signal) {
+  const response = await ask(path, { signal, headers: { Accept: "text/event-stream" } });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    held += value;
+    const blocks = held.split(/\r?\n\r?\n/);
+    held = blocks.pop();
+    for (const block of blocks) {
+      const fields = { data: [] };
+      for (const line of block.split(/\r?\n/)) {
+        const colon = line.indexOf(":");
+        if (colon < 1) continue;
+        const text = line.slice(colon + 1).replace(/^ /, "");
+        if (line.slice(0, colon) === "data") fields.data.push(text);
+        else fields[line.slice(0, colon)] = text;
+      }
+      if (fields.data.length) yield { event: fields.event || "message", data: JSON.parse(fields.data.join("\n")) };
+    }
+  }
+}
+
+function tell(analysis) {
+  const { done, total } = analysis.progress;
+  const bar = $("job-bar");
+  if (total) {
+    bar.max = total;
+    bar.value = done;
+  } else {
+    bar.removeAttribute("value");
+  }
+  const left = analysis.eta_seconds ? `, about ${Math.ceil(analysis.eta_seconds)} s left` : "";
+  $("job-note").textContent = `${analysis.status}${total ? `: ${done} of ${total} matrices${left}` : ""}`;
+}
+
+/** Follow the job to its end and return it; alphas appear layer by layer. */
+async function follow(analysis, signal) {
+  const layers = new Map();
+  while (!["succeeded", "failed", "cancelled"].includes(analysis.status)) {
+    tell(analysis);
+    try {
+      for await (const { event, data } of streamed(analysis.links.events.replace(/^\//, ""), signal)) {
+        if (event === "progress") {
+          tell({ status: "running", progress: data, eta_seconds: null });
+        } else if (event === "layer") {
+          layers.set(layerLabel(data), data.alpha);
+          state.source = { alphas: [...layers.values()], labels: [...layers.keys()] };
+          drawAlphas();
+        }
+      }
+    } catch (error) {
+      if (error.name === "AbortError" || error instanceof Refusal) throw error;
+      await new Promise((resolve) => { setTimeout(resolve, 1000); }); // the connection broke; ask where it stands
+    }
+    analysis = await (await ask(`v1/analyses/${analysis.id}`, { signal })).json();
+  }
+  tell(analysis);
+  return analysis;
+}
+
+async function start(event) {
+  event.preventDefault();
+  clearProblem();
+  if (state.job) state.job.abort.abort();
+  const abort = new AbortController();
+  $("job").hidden = false;
+  $("job-note").textContent = "asking …";
+  $("job-bar").removeAttribute("value");
+  await trying(async () => {
+    try {
+      let analysis = await (await ask("v1/analyses", { method: "POST", body: analysisRequest(), signal: abort.signal })).json();
+      state.job = { id: analysis.id, abort };
+      $("cancel").hidden = false;
+      take(null);
+      analysis = await follow(analysis, abort.signal);
+      if (analysis.status === "failed") throw new Refusal(analysis.error);
+      if (analysis.status === "succeeded") await takeAnalysis(analysis.id);
+    } catch (error) {
+      if (error instanceof Refusal) $("job-note").textContent = "not analysed";
+      throw error;
+    } finally {
+      $("cancel").hidden = true;
+    }
+  });
+}
+
+/* ---- the allocation ---- */
+
+function rule() {
+  return state.methods.rules.find((one) => one.name === $("rule").value);
+}
+
+function params() {
+  const found = {};
+  for (const field of document.querySelectorAll("[data-param]")) {
+    const text = field.value.trim();
+    if (!text) continue;
+    const list = field.dataset.kind === "array";
+    found[field.dataset.param] = list ? text.split(/[\s,]+/).filter(Boolean).map(Number) : Number(text);
+  }
+  return found;
+}
+
+function question(changes = {}) {
+  const most = Number($("max").value);
+  return {
+    source: state.source.id ? { analysis_id: state.source.id } : { alphas: state.source.alphas },
+    budget: { total: Number($("budget").value) },
+    method: $("rule").value,
+    params: params(),
+    bounds: { min: Number($("min").value), max: most || null },
+    rounding: $("rounding").value,
+    top_k: Number($("top-k").value),
+    confidence: $("confidence").checked,
+    store: false,
+    ...changes,
+  };
+}
+
+let waiting = 0;
+let asked = 0;
+let running = null;
+
+/** Ask for the schedule, soon: at most one question a PAUSE, and only the last one's answer counts. */
+function allocate() {
+  if (waiting || !state.source || !state.methods) return;
+  waiting = window.setTimeout(() => {
+    waiting = 0;
+    asked = Date.now();
+    if (running) running.abort();
+    running = new AbortController();
+    trying(() => askSchedule(running.signal));
+  }, Math.max(0, asked + PAUSE - Date.now()));
+}
+
+async function askSchedule(signal) {
+  try {
+    const answer = await ask("v1/allocations", { method: "POST", body: question(), signal });
+    state.text = await answer.text();
+  } catch (error) {
+    if (error instanceof Refusal) showNothing("No schedule: see the message above.");
+    throw error;
+  }
+  state.schedule = JSON.parse(state.text);
+  clearProblem();
+  showSchedule();
+  if ($("against").value === "uniform") await askUniform(signal);
+}
+
+/** The same budget spread evenly, by the service's own rule: what the schedule is compared with. */
+async function askUniform(signal) {
+  const even = question({ method: "uniform", params: {}, confidence: false });
+  const name = JSON.stringify([even.budget, even.bounds, even.rounding, even.top_k, state.source.alphas.length]);
+  if (!state.uniform || state.uniform.name !== name) {
+    try {
+      state.uniform = { name, schedule: await (await ask("v1/allocations", { method: "POST", body: even, signal })).json() };
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      state.uniform = null; // the schedule itself stands
+    }
+  }
+  showSchedule();
+}
+
+function counts(schedule) {
+  return schedule.layers.map((one) => one.num_experts);
+}
+
+function named(schedule) {
+  return `${schedule.rule.name}, ${schedule.totals.num_experts} experts`;
+}
+
+/** What the schedule is compared with: { name, values }, or null. */
+function other() {
+  const layers = state.schedule.layers.length;
+  const kept = $("against").value === "kept";
+  const schedule = kept ? state.kept : state.uniform && state.uniform.schedule;
+  if (!schedule || schedule.layers.length !== layers) return null;
+  return { name: kept ? `kept: ${named(schedule)}` : "uniform", values: counts(schedule) };
+}
+
+function signed(value) {
+  return value > 0 ? `+${value}` : value < 0 ? `−${-value}` : "0";
+}
+
+function showSchedule() {
+  const { schedule } = state;
+  const values = counts(schedule);
+  const labels = schedule.layers.map(layerLabel);
+  const { num_experts: total, num_layers: layers, fewest_experts: fewest, most_experts: most } = schedule.totals;
+  const ranges = schedule.confidence
+    ? schedule.layers.map((one) => {
+      const range = schedule.confidence.ranges.find((of) => of.layer === one.layer && (of.stack || "") === (one.stack || ""));
+      return range ? [range.low, range.high] : null;
+    })
+    : null;
+  const against = other();
+  const said = `${total} experts in ${layers} layers, ${fewest} to ${most} a layer`;
+  const moved = schedule.confidence ? `; ${Math.round(schedule.confidence.changed * 100)} % of draws change it` : "";
+  $("totals").textContent = `${said}${moved}`;
+  $("experts-chart").replaceChildren(barChart({ labels, values, name: "experts", others: against, ranges, summary: `${said}.` }));
+  $("difference").textContent = against ? differenceWords(values, against) : "";
+  $("against-head").textContent = against ? against.name : "–";
+  $("rows").replaceChildren(...schedule.layers.map((one, i) => tableRow([
+    labels[i],
+    typeof one.alpha === "number" ? one.alpha.toFixed(3) : "–",
+    String(values[i]),
+    ranges && ranges[i] ? `${ranges[i][0]} – ${ranges[i][1]}` : "–",
+    against ? String(against.values[i]) : "–",
+    against ? signed(values[i] - against.values[i]) : "–",
+    String(one.top_k),
+  ])));
+  $("warnings").replaceChildren(...(schedule.warnings || []).map((text) => {
+    const item = document.createElement("li");
+    item.textContent = text;
+    return item;
+  }));
+  for (const button of document.querySelectorAll("#copy-json, #copy-curl, #keep, #exports button")) button.disabled = false;
+}
+
+function differenceWords(values, against) {
+  const changes = values.map((value, i) => value - against.values[i]);
+  const more = changes.filter((one) => one > 0).length;
+  const fewer = changes.filter((one) => one < 0).length;
+  if (!more && !fewer) return `The same as ${against.name} in every layer.`;
+  const sum = changes.reduce((all, one) => all + one, 0);
+  const moved = changes.filter((one) => one > 0).reduce((all, one) => all + one, 0);
+  const total = sum ? `, ${signed(sum)} in all` : `; ${moved} experts lie elsewhere`;
+  return `Against ${against.name}: ${more} layers have more, ${fewer} fewer${total}.`;
+}
+
+function tableRow(cells) {
+  const row = document.createElement("tr");
+  for (const [i, text] of cells.entries()) {
+    const cell = document.createElement(i ? "td" : "th");
+    if (!i) cell.scope = "row";
+    cell.textContent = text;
+    row.append(cell);
+  }
+  return row;
+}
+
+function showNothing(words = "Give some alphas to see a schedule.") {
+  state.schedule = null;
+  state.text = "";
+  $("totals").textContent = words;
+  $("difference").textContent = "";
+  for (const id of ["experts-chart", "rows", "warnings"]) $(id).replaceChildren();
+  for (const button of document.querySelectorAll("#copy-json, #copy-curl, #keep, #exports button")) button.disabled = true;
+}
+
+function keep() {
+  state.kept = state.schedule;
+  const option = $("against").querySelector("option[value=kept]");
+  option.disabled = false;
+  option.textContent = `kept: ${named(state.kept)}`;
+  $("against").value = "kept";
+  showSchedule();
+}
+
+/* ---- taking it along ---- */
+
+async function copy(text, what) {
+  const preview = $("preview");
+  preview.textContent = text;
+  preview.hidden = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    $("copied").textContent = `Copied: ${what}.`;
+  } catch {
+    const range = document.createRange();
+    range.selectNodeContents(preview);
+    window.getSelection().removeAllRanges();
+    window.getSelection().addRange(range);
+    $("copied").textContent = `The browser does not let this page copy. The ${what} is selected below: press Ctrl+C.`;
+  }
+}
+
+function curlLine() {
+  const body = JSON.stringify(question({ store: true }), null, 1).replace(/\n\s*/g, " ").replace(/'/g, "'\\''");
+  const key = state.key ? " \\\n  --header \"Authorization: Bearer $ALPHALLOC_API_KEY\"" : "";
+  return `curl --silent --fail ${new URL("v1/allocations", document.baseURI).href}${key} \\\n  --json '${body}'`;
+}
+
+async function copyExport(format) {
+  clearProblem();
+  await trying(async () => {
+    const { id } = state.schedule;
+    if (!state.stored.has(id)) {
+      await ask("v1/allocations", { method: "POST", body: question({ store: true }) });
+      state.stored.add(id);
+    }
+    const rank = $("rank").value ? `&r=${encodeURIComponent($("rank").value)}` : "";
+    const answer = await ask(`v1/allocations/${id}/export?format=${encodeURIComponent(format)}${rank}`);
+    const notes = JSON.parse(answer.headers.get("X-Alphalloc-Notes") || "[]");
+    await copy(await answer.text(), [`${format} configuration`, ...notes].join("; "));
+  });
+}
+
+async function saveReport() {
+  clearProblem();
+  await trying(async () => {
+    const answer = await ask(`v1/analyses/${state.source.id}/report`);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = "report.html";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
+
+/* ---- controls ---- */
+
+function setBoth(name, value) {
+  const range = $(`${name}-range`);
+  if (Number(range.max) < value) range.max = value;
+  range.value = value;
+  $(name).value = value;
+}
+
+/** A number and a slider that say the same; `changed` when either moves. */
+function pairUp(field, range, changed) {
+  range.addEventListener("input", () => {
+    field.value = range.value;
+    changed();
+  });
+  field.addEventListener("input", () => {
+    if (field.value === "") return;
+    if (Number(range.max) < Number(field.value)) range.max = field.value;
+    range.value = field.value;
+    changed();
+  });
+}
+
+function options(select, entries) {
+  select.replaceChildren(...entries.map((one) => {
+    const option = document.createElement("option");
+    option.value = one.name;
+    option.textContent = one.name;
+    option.title = one.summary;
+    return option;
+  }));
+}
+
+function element(tag, attributes, text) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  if (text) made.textContent = text;
+  return made;
+}
+
+/** The settings of the chosen rule: a slider for a number, a line of text for a list. */
+function showParams() {
+  const chosen = rule();
+  $("rule-note").textContent = `${chosen.summary}${chosen.source ? ` (${chosen.source})` : ""}`;
+  const made = Object.entries(chosen.params_schema.properties || {}).map(([name, schema]) => {
+    const list = schema.type === "array";
+    const box = element("div", list ? {} : { class: "slider" });
+    const id = `param-${name}`;
+    const label = element("label", { for: list ? id : `${id}-range` }, `${name} `);
+    label.append(element("span", { class: "hint" }, list ? `${schema.description}, with commas` : schema.description || ""));
+    box.append(label);
+    const start = schema.default ?? (list && state.schedule ? counts(state.schedule) : "");
+    const kind = list ? { spellcheck: "false" } : { type: "number", "aria-label": `${name}, as a number` };
+    const field = element("input", { id, "data-param": name, "data-kind": list ? "array" : "number", ...kind });
+    field.value = String(start);
+    box.append(field);
+    if (list) {
+      field.addEventListener("change", allocate);
+      return box;
+    }
+    const [min, max, step] = SLIDERS[name] || [0, 10, 0.1];
+    for (const [key, value] of Object.entries({ min, step })) field.setAttribute(key, value);
+    const range = element("input", { type: "range", id: `${id}-range`, min, max: Math.max(max, Number(start) || 0), step });
+    range.value = start;
+    pairUp(field, range, allocate);
+    box.append(range);
+    return box;
+  });
+  $("params").replaceChildren(...made);
+}
+
+function showExports() {
+  const formats = state.methods.exports.filter((one) => !["parquet", "json"].includes(one.name));
+  $("exports").replaceChildren(...formats.map((one) => {
+    const button = element("button", { type: "button", "data-format": one.name }, one.name);
+    button.disabled = !state.schedule;
+    button.addEventListener("click", () => copyExport(one.name));
+    return button;
+  }));
+}
+
+async function begin() {
+  clearProblem();
+  await trying(async () => {
+    state.methods = await (await ask("v1/methods")).json();
+    options($("rule"), state.methods.rules);
+    options($("rounding"), state.methods.roundings);
+    options($("estimator"), state.methods.estimators);
+    showParams();
+    showExports();
+    const info = await (await ask("v1/info")).json();
+    $("version").textContent = `alphalloc ${info.version}`;
+    await switchSource();
+  });
+}
+
+function connect() {
+  for (const name of ["budget", "min", "max"]) pairUp($(name), $(`${name}-range`), allocate);
+  for (const radio of document.querySelectorAll("input[name=source]")) radio.addEventListener("change", switchSource);
+  $("pasted").addEventListener("input", pasted);
+  $("rule").addEventListener("change", () => { showParams(); allocate(); });
+  for (const id of ["rounding", "confidence"]) $(id).addEventListener("change", allocate);
+  $("top-k").addEventListener("input", allocate);
+  $("analysis").addEventListener("change", () => { clearProblem(); trying(() => takeAnalysis($("analysis").value)); });
+  $("refresh").addEventListener("click", switchSource);
+  $("report").addEventListener("click", saveReport);
+  $("start-form").addEventListener("submit", start);
+  $("cancel").addEventListener("click", () => trying(() => ask(`v1/analyses/${state.job.id}/cancel`, { method: "POST" })));
+  $("against").addEventListener("change", () => { if (state.schedule) { showSchedule(); allocate(); } });
+  $("keep").addEventListener("click", keep);
+  $("copy-json").addEventListener("click", () => copy(state.text, "schedule as JSON"));
+  $("copy-curl").addEventListener("click", () => copy(curlLine(), "curl line"));
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    state.key = $("key").value.trim();
+    try {
+      sessionStorage.setItem("alphalloc-key", state.key);
+    } catch { /* a browser that keeps nothing: the key lives as long as the page */ }
+    begin();
+  });
+  try {
+    state.key = sessionStorage.getItem("alphalloc-key") || "";
+    $("key").value = state.key;
+  } catch { /* as above */ }
+}
+
+connect();
+begin();
