@@ -25,6 +25,8 @@ logger = logging.getLogger("alphalloc_service")
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED = 20  # of one answer; a list of 512 strings has 512 mistakes and one cause
 MAX_DETAIL = 2000  # characters
+# What pydantic puts into a location for the form of a `oneOf` that was taken (see schemas.py).
+ALTERNATIVES = ("<id>", "<path>", "<alphas>", "<analysis_id>", "<model>", "<total>", "<per_layer_mean>")
 
 # The nearest class of an error's ancestry decides.
 STATUS_OF_ERROR: dict[type[errors.AlphallocError], int] = {
@@ -56,6 +58,7 @@ CODE_OF_STATUS = {
     400: "malformed",
     404: "not-found",
     405: "method-not-allowed",
+    406: "not-acceptable",
     413: "body-too-large",
     415: "unsupported-media-type",
     422: "invalid-request",
@@ -155,7 +158,8 @@ def install(app: FastAPI) -> None:
 
 async def _own_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, errors.AlphallocError)
-    return problem(request, status_of(exc), exc.code, str(exc))
+    status = status_of(exc)
+    return problem(request, status, exc.code, str(exc), headers={"Retry-After": "5"} if status == 503 else None)
 
 
 async def _invalid_request(request: Request, exc: Exception) -> Response:
@@ -194,16 +198,17 @@ async def _internal_error(request: Request, exc: Exception) -> Response:
 def _allowed_methods(request: Request) -> list[str]:
     """Return the methods that some route at this path serves; the framework names those of the first route alone."""
     scope = dict(request.scope)
-    return [
+    found = {
         method
-        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+        for method in ("DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT")
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
+    }
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """Return the JSON Pointer of a pydantic location, without its leading "body"."""
-    parts = location[1:] if location[:1] == ("body",) else location
+    """Return the JSON Pointer of a pydantic location, without its leading "body" and the names of alternatives."""
+    parts = [part for part in location[location[:1] == ("body",) :] if part not in ALTERNATIVES]
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 

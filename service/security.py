@@ -35,7 +35,7 @@ PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/docs"})
 PUBLIC_FOLDERS = ("/static/", "/docs/", "/v1/schemas/")
 PROBES = frozenset({"/healthz", "/readyz"})  # asked for by address, and they tell nothing worth a rebinding
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-READING_POSTS = frozenset({"/v1/schedules/validate"})  # their bodies are questions
+READING_POSTS = frozenset({"/v1/schedules/validate", "/v1/allocations"})  # questions; the latter asks for more itself
 BODY_SECONDS = 30.0  # chosen here: 1 MiB in that time is 35 KB/s
 MAX_HEADERS = 100  # lines; chosen here
 CORS_TAKES = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer")
@@ -149,13 +149,14 @@ class SecurityMiddleware:
             if scope["type"] == "lifespan":  # there are no websockets
                 await self.app(scope, receive, send)
             return
-        send = _with_headers(send)
+        scope.setdefault("state", {})
+        send = _with_headers(scope, send)
         try:
             headers = self._headers(scope)
             self._check_host(scope["path"], headers)
             self._check_origin(scope["method"], headers)
             caller = await self._caller(scope["path"], headers)
-            scope.setdefault("state", {})["caller"] = caller
+            scope["state"]["caller"] = caller
             reads = scope["method"] in SAFE_METHODS or scope["path"] in READING_POSTS
             check_scope(caller, "read" if reads else "write")
             self._check_rate(scope, caller)
@@ -267,8 +268,11 @@ def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
 
 
-def _with_headers(send: Send) -> Send:
-    """Return ``send`` that adds the headers of every answer; a policy that the answer brought stays."""
+def _with_headers(scope: Scope, send: Send) -> Send:
+    """Return ``send`` that adds the headers of every answer; a policy that the answer brought stays.
+
+    What anybody may cache is for the caller alone where there are keys: a shared cache asks for none.
+    """
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -278,6 +282,9 @@ def _with_headers(send: Send) -> Send:
             if b"content-security-policy" not in names:
                 is_page = names.get(b"content-type", b"").startswith(b"text/html")
                 headers.append(_PAGE_POLICY if is_page else _DATA_POLICY)
+            if scope["state"].get("caller", OPEN).keyed and names.get(b"cache-control", b"").startswith(b"public"):
+                headers.remove((b"cache-control", names[b"cache-control"]))
+                headers.append((b"cache-control", names[b"cache-control"].replace(b"public", b"private", 1)))
         await send(message)
 
     return send_with_headers

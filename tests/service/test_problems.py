@@ -68,9 +68,9 @@ def test_table_pins_the_whole_tree() -> None:
 
 
 @pytest.fixture(scope="module")
-def failing() -> TestClient:
+def failing(database_url: str) -> TestClient:
     """The real application with one more route, which raises what its path names."""
-    app = create_app(Settings())
+    app = create_app(Settings(database_url=database_url, rate_limit=None))
 
     @app.get("/raise/{name}")
     async def fail(name: str) -> None:
@@ -80,7 +80,7 @@ def failing() -> TestClient:
     async def other_method(name: str) -> str:
         return name
 
-    return TestClient(app, raise_server_exceptions=False)
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -104,7 +104,7 @@ def test_faults_tell_nothing_but_the_request_id(failing: TestClient) -> None:
 
 
 def test_allow_is_the_union_over_the_routes_of_a_path(failing: TestClient) -> None:
-    assert failing.put("/raise/x").headers["allow"] == "GET, POST"
+    assert failing.put("/raise/x").headers["allow"] == "GET, HEAD, POST"
 
 
 FRAMEWORK: list[tuple[str, str, int, str, str | None]] = [
@@ -112,14 +112,19 @@ FRAMEWORK: list[tuple[str, str, int, str, str | None]] = [
     ("GET", "/docs", 404, "not-found", None),
     ("GET", "/redoc", 404, "not-found", None),
     ("GET", "/v1/methods/", 404, "not-found", None),
-    ("GET", "/v1/allocations/al_0", 404, "not-found", None),
+    ("GET", "/v1/allocations/al_0", 422, "invalid-request", None),
+    ("GET", f"/v1/allocations/al_{'0' * 32}", 404, "allocation-not-found", None),
+    ("GET", f"/v1/analyses/an_{'0' * 32}", 404, "analysis-not-found", None),
+    ("GET", "/v1/schemas/nothing.json", 404, "schema-not-found", None),
+    ("PUT", f"/v1/analyses/an_{'0' * 32}", 405, "method-not-allowed", "DELETE, GET, HEAD"),
+    ("GET", f"/v1/analyses/an_{'0' * 32}/cancel", 405, "method-not-allowed", "POST"),
     ("GET", "/%C3%A9%0A%ff", 404, "not-found", None),
     ("GET", "/v1/allocations", 405, "method-not-allowed", "POST"),
     ("PATCH", "/v1/allocations", 405, "method-not-allowed", "POST"),
-    ("POST", "/v1/methods", 405, "method-not-allowed", "GET"),
-    ("DELETE", "/healthz", 405, "method-not-allowed", "GET"),
-    ("OPTIONS", "/healthz", 405, "method-not-allowed", "GET"),
-    ("BREW", "/healthz", 405, "method-not-allowed", "GET"),
+    ("POST", "/v1/methods", 405, "method-not-allowed", "GET, HEAD"),
+    ("DELETE", "/healthz", 405, "method-not-allowed", "GET, HEAD"),
+    ("OPTIONS", "/healthz", 405, "method-not-allowed", "GET, HEAD"),
+    ("BREW", "/healthz", 405, "method-not-allowed", "GET, HEAD"),
     ("POST", "/openapi.json", 405, "method-not-allowed", "GET, HEAD"),
 ]
 
