@@ -119,6 +119,14 @@ def test_scopes_decide_what_may_be_done(client: Client, store: Store) -> None:
     assert service.post("/v1/schedules/validate", json=schedule, headers=reading).status_code == 200
 
 
+def test_a_schedule_is_for_shared_caches_only_where_there_are_no_keys(client: Client, store: Store) -> None:
+    made = client().post("/v1/allocations", json=QUESTION)
+    path = made.headers["location"]
+    assert client().get(path).headers["cache-control"].startswith("public")
+    header = key(store, "read")
+    assert client().get(path, headers=header).headers["cache-control"].startswith("private")
+
+
 def test_two_authorizations_are_one_too_many(client: Client, store: Store) -> None:
     header = key(store, "read")["Authorization"]
     answer = client().get("/v1/methods", headers=[("Authorization", "Bearer x"), ("Authorization", header)])
