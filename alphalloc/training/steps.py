@@ -111,7 +111,6 @@ class Run:
         trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
         began = time.process_time()
         with whole_head(model):
-            with whole_head(model):
             done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
         seconds, cpu_seconds = meter.seconds, time.process_time() - began
         tell(TrainProgress("evaluating", done.global_step, done.global_step, meter.loss, seconds))
