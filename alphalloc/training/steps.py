@@ -21,7 +21,6 @@ from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, Routin
 from alphalloc.training.card import new_card, read_card, table_document, write_card
 from alphalloc.training.data import Example, examples_digest, read_examples, split_off
 from alphalloc.training.head import whole_head
-from alphalloc.training.head import whole_head
 from alphalloc.training.memory import peak_bytes, reset_peak
 from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
 from alphalloc.training.picture import draw_routing
