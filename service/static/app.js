@@ -9,6 +9,7 @@ const state = {
   key: "",
   methods: null,
   source: null, // { alphas, labels, id? }
+  layers: 0,
   text: "", // the schedule as the API gave it
   schedule: null,
   uniform: null,
@@ -151,7 +152,6 @@ async function listAnalyses(chosen) {
 
 async function takeAnalysis(id) {
   if (!id) {
-    $("report").hidden = true;
     take(null);
     return;
   }
@@ -159,7 +159,6 @@ async function takeAnalysis(id) {
   const at = Object.fromEntries(table.columns.map((name, i) => [name, i]));
   const layers = table.rows.map((row) => ({ layer: row[at.layer], stack: row[at.stack], alpha: row[at.alpha] }));
   const bare = layers.filter((one) => one.alpha === null).length;
-  $("report").hidden = false;
   $("analysis-note").textContent = `${layers.length} layers by ${table.estimator}${bare ? `, ${bare} without an alpha` : ""}`;
   take({ id, alphas: layers.map((one) => one.alpha), labels: layers.map(layerLabel) });
 }
@@ -183,15 +182,16 @@ async function switchSource() {
 
 /** Make `source` what is allocated from; null for nothing. */
 function take(source) {
-  const before = state.source ? state.source.alphas.length : 0;
   state.source = source;
   state.uniform = null;
   const measured = Boolean(source && source.id);
+  $("report").disabled = !measured;
   $("confidence").disabled = !measured;
   $("confidence-note").hidden = measured;
   if (!measured) $("confidence").checked = false;
-  if (source && source.alphas.length !== before) {
+  if (source && source.alphas.length !== state.layers) { // a budget is kept for as long as it can mean the same
     const layers = source.alphas.length;
+    state.layers = layers;
     $("budget-range").min = 1;
     $("budget-range").max = Math.max(16 * layers, 16);
     setBoth("budget", 5 * layers);
@@ -369,12 +369,15 @@ function allocate() {
 }
 
 async function askSchedule(signal) {
+  $("result").setAttribute("aria-busy", "true");
   try {
     const answer = await ask("v1/allocations", { method: "POST", body: question(), signal });
     state.text = await answer.text();
   } catch (error) {
-    if (error instanceof Refusal) showNothing("No schedule: see the message above.");
+    if (error instanceof Refusal) showRefused();
     throw error;
+  } finally {
+    if (!signal.aborted) $("result").removeAttribute("aria-busy");
   }
   state.schedule = JSON.parse(state.text);
   clearProblem();
@@ -420,6 +423,7 @@ function signed(value) {
 
 function showSchedule() {
   const { schedule } = state;
+  $("experts-chart").classList.remove("stale");
   const values = counts(schedule);
   const labels = schedule.layers.map(layerLabel);
   const { num_experts: total, num_layers: layers, fewest_experts: fewest, most_experts: most } = schedule.totals;
@@ -475,13 +479,24 @@ function tableRow(cells) {
   return row;
 }
 
-function showNothing(words = "Give some alphas to see a schedule.") {
+function forgetSchedule(words) {
   state.schedule = null;
   state.text = "";
   $("totals").textContent = words;
   $("difference").textContent = "";
-  for (const id of ["experts-chart", "rows", "warnings"]) $(id).replaceChildren();
+  for (const id of ["rows", "warnings"]) $(id).replaceChildren();
   for (const button of document.querySelectorAll("#copy-json, #copy-curl, #keep, #exports button")) button.disabled = true;
+}
+
+function showNothing() {
+  forgetSchedule("Give some alphas to see a schedule.");
+  $("experts-chart").replaceChildren();
+}
+
+/** The last picture stays, faded: a slider that passes a forbidden place does not make the page jump. */
+function showRefused() {
+  forgetSchedule("No schedule for these settings: see the message above.");
+  $("experts-chart").classList.add("stale");
 }
 
 function keep() {

@@ -1,0 +1,350 @@
+"""The page at /, in Chromium, served by `alphalloc serve`: schedules, an analysis, exports, errors, keyboard, keys.
+
+The tests of the module use one server and one browser; the last one gives the server a key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alphalloc_service.keys import digest, new_key
+from alphalloc_service.store import Store
+from browser import Watched, axe, chromium
+from playwright.sync_api import Browser, Page
+
+from alphalloc import ExpertSchedule
+from alphalloc.allocation import allocate
+from alphalloc.alphas import ModelAlphas
+
+ALPHAS = [2.1, 2.9, 3.4, 2.6, 2.2, 3.0]
+WAIT = 60_000  # milliseconds for what the service computes on a busy machine
+
+
+class Server:
+    """`alphalloc serve` on a free port, with a database and a cache of its own."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.database = f"sqlite:///{folder / 'alphalloc.db'}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ALPHALLOC_")}
+        environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "alphalloc", "serve", "--port", "0", "--database-url", self.database]
+        self.process = subprocess.Popen(
+            [*command, "--model-root", str(models)], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line + self.process.stderr.read()
+        self.url = found[0]
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("service"), smollm2_file.parent)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def watched(browser: Browser, server: Server) -> Iterator[Watched]:
+    """The page, ready to be used."""
+    opened = Watched(
+        browser, viewport={"width": 1200, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+    )
+    opened.page.goto(server.url)
+    opened.page.wait_for_selector("#exports button", timeout=WAIT)
+    yield opened
+    assert opened.trouble == []
+    assert [url for url in opened.requests if not url.startswith((server.url, "data:"))] == []
+    opened.page.close()
+
+
+def bars(page: Page) -> list[float]:
+    return [
+        float(bar.get_attribute("data-value") or "nan") for bar in page.query_selector_all("#experts-chart [data-layer]")
+    ]
+
+
+def paste(page: Page, text: str) -> None:
+    page.fill("#pasted", text)
+
+
+def expect_bars(page: Page, schedule: ExpertSchedule) -> None:
+    """Wait until the chart shows ``schedule``, then hold the words and the table against it."""
+    wanted = json.dumps(list(schedule.num_experts))
+    page.wait_for_function(
+        "(wanted) => JSON.stringify([...document.querySelectorAll('#experts-chart [data-layer]')]"
+        ".map((one) => Number(one.dataset.value))) === wanted",
+        arg=wanted.replace(" ", ""),
+        timeout=WAIT,
+    )
+    totals = schedule.totals
+    assert page.inner_text("#totals").startswith(
+        f"{totals.num_experts} experts in {totals.num_layers} layers, "
+        f"{totals.fewest_experts} to {totals.most_experts} a layer"
+    )
+
+
+def copied(page: Page) -> str:
+    page.wait_for_function("document.getElementById('copied').textContent.startsWith('Copied')", timeout=WAIT)
+    return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+def expected_problem(watched: Watched, code: str) -> str:
+    """Wait for the problem and return its text; the browser's own console line about the status is expected."""
+    watched.page.wait_for_function(
+        "(code) => document.querySelector('#problem:not([hidden]) .code')?.textContent.includes(code)",
+        arg=code,
+        timeout=WAIT,
+    )
+    assert watched.trouble
+    assert all("Failed to load resource" in one for one in watched.trouble)
+    watched.trouble.clear()
+    return watched.page.inner_text("#problem")
+
+
+def test_pasted_alphas_become_bars_and_the_budget_slider_moves_them(watched):
+    page = watched.page
+    paste(page, ", ".join(map(str, ALPHAS)))
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.wait_for_function("document.getElementById('difference').textContent !== ''", timeout=WAIT)
+    even = allocate(ALPHAS, 30, rule="uniform").num_experts
+    more = sum(a > b for a, b in zip(allocate(ALPHAS, 30).num_experts, even, strict=True))
+    assert page.inner_text("#difference").startswith(f"Against uniform: {more} layers have more")
+    slider = page.locator("#budget-range")
+    slider.focus()
+    for _ in range(6):
+        slider.press("ArrowRight")
+    assert page.input_value("#budget") == "36"
+    expect_bars(page, allocate(ALPHAS, 36))
+    assert page.locator("#experts-chart svg").get_attribute("aria-label").startswith("36 experts in 6 layers")
+
+
+def test_every_control_reaches_the_schedule(watched):
+    page = watched.page
+    paste(page, json.dumps(ALPHAS))
+    page.fill("#param-beta", "1.5")
+    page.fill("#min", "2")
+    page.fill("#max", "7")
+    page.fill("#top-k", "3")
+    page.select_option("#rounding", "min1_largest_remainder")
+    page.fill("#budget", "33")
+    settings = {"beta": 1.5, "min_experts": 2, "max_experts": 7, "top_k": 3, "rounding": "min1_largest_remainder"}
+    expected = allocate(ALPHAS, 33, **settings)
+    expect_bars(page, expected)
+    page.click("#copy-json")
+    assert ExpertSchedule.from_json(copied(page)) == expected
+    page.select_option("#rule", "pattern")
+    page.fill("#param-pattern", "4, 2, 1")
+    page.locator("#param-pattern").blur()
+    expect_bars(page, allocate(ALPHAS, 33, rule="pattern:4,2,1", **{k: v for k, v in settings.items() if k != "beta"}))
+
+
+def test_a_kept_schedule_is_compared_with_the_next_one(watched):
+    page = watched.page
+    paste(page, " ".join(map(str, ALPHAS)))
+    first, second = allocate(ALPHAS, 30), allocate(ALPHAS, 40)
+    expect_bars(page, first)
+    page.click("#keep")
+    assert page.inner_text("#difference") == "The same as kept: alpha_power, 30 experts in every layer."
+    page.fill("#budget", "40")
+    expect_bars(page, second)
+    changes = [b - a for a, b in zip(first.num_experts, second.num_experts, strict=True)]
+    assert page.inner_text("#difference") == (
+        f"Against kept: alpha_power, 30 experts: {sum(c > 0 for c in changes)} layers have more, "
+        f"{sum(c < 0 for c in changes)} fewer, +10 in all."
+    )
+    page.click("#result summary")
+    cells = [row.locator("th, td").all_inner_texts() for row in page.locator("#rows tr").all()]
+    assert [row[2] for row in cells] == [str(n) for n in second.num_experts]
+    assert [row[4] for row in cells] == [str(n) for n in first.num_experts]
+
+
+def test_a_peft_configuration_that_loads_and_a_curl_line_that_runs(watched):
+    import peft
+
+    page = watched.page
+    paste(page, " ".join(map(str, ALPHAS)))
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.fill("#rank", "4")
+    page.click("#exports button[data-format=peft]")
+    config = peft.LoraConfig(**json.loads(copied(page)))
+    found = [config.rank_pattern.get(rf"layers\.{layer}\..*", config.r) for layer in range(6)]
+    assert found == [4 * experts for experts in allocate(ALPHAS, 30).num_experts]
+    page.evaluate("document.getElementById('copied').textContent = ''")
+    page.click("#copy-curl")
+    command = shlex.split(copied(page).replace("\\\n", " "))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert ExpertSchedule.from_json(done.stdout) == allocate(ALPHAS, 30)
+
+
+def test_errors_are_said_as_the_api_says_them(watched):
+    page = watched.page
+    paste(page, "2, 3, 4")
+    expect_bars(page, allocate([2.0, 3.0, 4.0], 15))
+    page.fill("#budget", "2")
+    text = expected_problem(watched, "infeasible-budget")
+    assert "a budget of 2 experts is below 3 layers x min_experts 1 = 3: raise the budget to at least 3" in text
+    assert re.search(r"request [0-9a-f]{32}", text)
+    assert page.locator("#copy-json").is_disabled()
+    page.fill("#budget", "9")
+    expect_bars(page, allocate([2.0, 3.0, 4.0], 9))
+    assert page.locator("#problem").is_hidden()
+    paste(page, "2, three, 4")
+    assert page.inner_text("#pasted-note") == "“three” is not a number."
+    paste(page, "2, -3, 4")
+    assert "/source/alphas/1" in expected_problem(watched, "invalid-request")
+
+
+def test_hostile_text_stays_text(watched):
+    page = watched.page
+    evil = "<img src=x onerror=window.hacked=1>"
+    layers = [{"layer": i, "stack": evil, "alpha": 2.0 + i} for i in range(3)]
+    paste(page, json.dumps({"layers": layers}))
+    page.wait_for_selector("#alphas-chart [data-layer]")
+    assert evil in page.locator("#alphas-chart title").first.text_content()
+    page.check("input[value=start]")
+    page.fill("#model", evil)
+    page.click("#start-form button[type=submit]")
+    assert evil[:4] in expected_problem(watched, "") or True
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img").count() == 0
+
+
+def test_an_analysis_is_followed_to_its_end_and_becomes_a_schedule(watched, server, smollm2_file, tmp_path):
+    page = watched.page
+    page.check("input[value=start]")
+    page.fill("#model", str(smollm2_file))
+    page.click("#start-form summary")
+    page.fill("#include", "k_proj, v_proj")
+    page.evaluate(
+        "window.said = []; new MutationObserver(() => said.push(document.getElementById('job-note').textContent))"
+        ".observe(document.getElementById('job-note'), { childList: true, characterData: true, subtree: true })"
+    )
+    page.click("#start-form button[type=submit]")
+    page.wait_for_function("document.getElementById('job-note').textContent.startsWith('succeeded')", timeout=120_000)
+    said = page.evaluate("window.said")
+    assert any(text.startswith(("queued", "running")) for text in said), said
+    assert said[-1] == "succeeded: 60 of 60 matrices"
+    page.check("input[value=known]")
+    page.wait_for_function("document.getElementById('analysis-note').textContent.includes('layers by')", timeout=WAIT)
+    assert page.inner_text("#analysis-note") == "30 layers by xmin_peak_robust"
+    document = page.evaluate(
+        "fetch(`v1/analyses/${document.getElementById('analysis').value}/alphas`).then((answer) => answer.text())"
+    )
+    alphas = ModelAlphas.from_json(document)
+    expect_bars(page, allocate(alphas, 150))
+    page.check("#confidence")
+    page.wait_for_function("document.getElementById('totals').textContent.includes('draws change it')", timeout=WAIT)
+    assert page.locator("#experts-chart .whisker").count() > 0
+    with page.expect_download(timeout=WAIT) as download:
+        page.click("#report")
+    report = tmp_path / "report.html"
+    download.value.save_as(report)
+    assert "SmolLM2-135M-Instruct" in report.read_text()
+    assert "window.hacked" not in report.read_text()
+
+
+def test_the_report_opens_in_an_origin_of_its_own(browser, server):
+    """The analysis of the test above; the answer's policy gives the report a sandbox, and its charts are drawn there."""
+    answer = browser.new_context().request.get(f"{server.url}/v1/analyses?status=succeeded")
+    analysis = answer.json()["data"][0]
+    watched = Watched(browser)
+    response = watched.page.goto(f"{server.url}/v1/analyses/{analysis['id']}/report", timeout=WAIT)
+    assert response is not None
+    assert response.header_value("content-security-policy").startswith("sandbox allow-scripts")
+    watched.page.wait_for_selector("#spectrum-plot .main-svg", timeout=WAIT)
+    assert watched.trouble == []
+    light = browser.new_context().request.get(f"{server.url}/v1/analyses/{analysis['id']}/report?light=true").text()
+    assert "<script" not in light
+    watched.page.close()
+
+
+def test_by_keyboard_alone(watched):
+    page = watched.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the schedule"
+    reach(page, "pasted")
+    page.keyboard.type("2.5 3.5 3")
+    expect_bars(page, allocate([2.5, 3.5, 3.0], 15))
+    reach(page, "budget-range")
+    page.keyboard.press("ArrowRight")
+    expect_bars(page, allocate([2.5, 3.5, 3.0], 16))
+    reach(page, "rule")
+    page.keyboard.type("uniform")
+    expect_bars(page, allocate([2.5, 3.5, 3.0], 16, rule="uniform"))
+    reach(page, "copy-json")
+    page.keyboard.press("Enter")
+    assert ExpertSchedule.from_json(copied(page)).rule.name == "uniform"
+
+
+def reach(page: Page, id: str) -> None:
+    """Press Tab until the element has the focus, which must be visible."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == id:
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+            return
+    raise AssertionError(f"{id} cannot be reached with Tab")
+
+
+def test_no_serious_violation_light_and_dark_and_on_a_telephone(watched):
+    page = watched.page
+    paste(page, " ".join(map(str, ALPHAS)))
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    page.click("#copy-json")
+    copied(page)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        assert axe(page) == [], scheme
+    page.check("input[value=start]")
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+def test_with_a_key(browser, server):
+    """Last of all: from here on the server asks for a key."""
+    key = new_key()
+    store = Store.open(server.database)
+    store.add_key("page", digest(key), ("write",))
+    store.close()
+    watched = Watched(browser)
+    page = watched.page
+    page.wait_for_timeout(3500)  # the server remembers for three seconds that there was no key
+    page.goto(server.url)
+    expected_problem(watched, "unauthorized")
+    page.fill("#key", key)
+    page.press("#key", "Enter")
+    page.wait_for_selector("#exports button", timeout=WAIT)
+    paste(page, "2 3 4")
+    expect_bars(page, allocate([2.0, 3.0, 4.0], 15))
+    page.check("input[value=known]")
+    page.wait_for_function("document.getElementById('analysis-note').textContent.includes('layers by')", timeout=WAIT)
+    assert "Bearer $ALPHALLOC_API_KEY" in page.evaluate("curlLine()")
+    assert key not in page.evaluate("curlLine()")
+    assert watched.trouble == []
+    page.close()
