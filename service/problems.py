@@ -25,6 +25,7 @@ logger = logging.getLogger("alphalloc_service")
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED = 20  # of one answer; a list of 512 strings has 512 mistakes and one cause
 MAX_DETAIL = 2000  # characters
+MAX_POINTER = 200  # characters; what a client made up comes back no longer than that
 # What pydantic puts into a location for the form of a `oneOf` that was taken (see schemas.py).
 ALTERNATIVES = ("<id>", "<path>", "<alphas>", "<analysis_id>", "<model>", "<total>", "<per_layer_mean>")
 
@@ -164,13 +165,17 @@ async def _own_error(request: Request, exc: Exception) -> Response:
 
 async def _invalid_request(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
+    mistakes = exc.errors()
     found = [
-        FieldProblem(pointer=_pointer(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, "))
-        for error in exc.errors()
+        FieldProblem(
+            pointer=_pointer(error["loc"])[:MAX_POINTER],
+            detail=str(error["msg"]).removeprefix("Value error, ")[:MAX_DETAIL],
+        )
+        for error in mistakes[:MAX_LISTED]
     ]
     first = f"{found[0].pointer or 'the body'}: {found[0].detail}"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return problem(request, 422, CODE_OF_STATUS[422], first + more, fields=found[:MAX_LISTED])
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return problem(request, 422, CODE_OF_STATUS[422], first + more, fields=found)
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
