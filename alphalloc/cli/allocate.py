@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alphalloc.cli import options, output, render
+from alphalloc.cli import options, output, remote, render
 from alphalloc.cli.allocation_request import (
     AllocationRequest,
     BudgetOptions,
@@ -19,6 +19,9 @@ from alphalloc.cli.allocation_request import (
 )
 from alphalloc.cli.schedule_table import schedule_report
 from alphalloc.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from alphalloc.allocation import ExpertSchedule
 
 
 class Level(enum.StrEnum):
@@ -35,7 +38,18 @@ class Direction(enum.StrEnum):
     LOWER = "lower"
 
 
-Alphas = Annotated[Path, typer.Argument(metavar="ALPHAS.json", help="What analyze -o wrote.", show_default=False)]
+Alphas = Annotated[
+    str,
+    typer.Argument(
+        metavar="ALPHAS.json",
+        help="What analyze -o wrote; with --server also a model's id or path.",
+        show_default=False,
+    ),
+]
+Server = Annotated[
+    str | None, typer.Option(metavar="URL", help="Ask this service, which analyses a model it does not know.")
+]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="The service's API key.  [default: ALPHALLOC_KEY]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the schedule here.")]
 PerLayer = Annotated[float | None, typer.Option(metavar="X", help="Budget: experts a layer on average.")]
 Parameters = Annotated[int | None, typer.Option(metavar="N", help="Budget: trainable parameters at most.")]
@@ -66,7 +80,7 @@ Draws = Annotated[int | None, typer.Option(metavar="N", help="Draws for --confid
 
 
 def allocate(
-    alphas_file: Alphas,
+    source: Alphas,
     experts: options.Experts = None,
     experts_per_layer: PerLayer = None,
     parameters: Parameters = None,
@@ -99,6 +113,8 @@ def allocate(
     group: Group = None,
     confidence: Confidence = False,
     draws: Draws = None,
+    server: Server = None,
+    key: Key = None,
     schedule_file: Output = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -123,17 +139,13 @@ def allocate(
         confidence=confidence,
         draws=draws,
     )
-    output.check_outputs({"--output": schedule_file}, inputs=[alphas_file])
-
-    from alphalloc.alphas import ModelAlphas
-
-    alphas = ModelAlphas.load(alphas_file)
-    if estimator not in (None, alphas.analysis.estimator):
-        raise InvalidParameterError(
-            f"--paper {paper} means estimator {estimator}, but {alphas_file} holds alphas of "
-            f"{alphas.analysis.estimator}; analyze the model again with --paper {paper}"
-        )
-    schedule = request.schedule(alphas)
+    output.check_outputs({"--output": schedule_file}, inputs=[Path(source)])
+    if server is None:
+        if key is not None:
+            raise InvalidParameterError("--key belongs to --server; give both or neither")
+        schedule = _schedule_here(request, Path(source), estimator, paper)
+    else:
+        schedule = remote.schedule(request, source, estimator, server, key, quiet=quiet)
     if schedule_file is not None:
         output.write_outputs({schedule_file: schedule.to_json()})
     if as_json:
@@ -142,3 +154,17 @@ def allocate(
         render.print_table(lambda ascii_only: schedule_report(schedule, ascii_only=ascii_only))
     if not quiet:
         render.closing_notes(schedule.warnings, [] if schedule_file is None else [schedule_file])
+
+
+def _schedule_here(
+    request: AllocationRequest, alphas_file: Path, estimator: str | None, paper: str | None
+) -> ExpertSchedule:
+    from alphalloc.alphas import ModelAlphas
+
+    alphas = ModelAlphas.load(alphas_file)
+    if estimator not in (None, alphas.analysis.estimator):
+        raise InvalidParameterError(
+            f"--paper {paper} means estimator {estimator}, but {alphas_file} holds alphas of "
+            f"{alphas.analysis.estimator}; analyze the model again with --paper {paper}"
+        )
+    return request.schedule(alphas)
