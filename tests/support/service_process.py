@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class ServiceProcess:
-    """``with ServiceProcess(folder, "--model-root", ..) as service: service.url``; stopped at the end with its worker."""
+    """``with ServiceProcess(folder, "--model-root", ..) as service: service.url``; stopped at the end, worker too."""
 
     def __init__(self, folder: Path, *options: str, **environ: str) -> None:
         self.log = folder / "service.log"
