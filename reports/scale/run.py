@@ -195,7 +195,7 @@ def _bottleneck(lanes: list[Machine]) -> list[str]:
         "",
         "The eigensolver's work grows with nmin³ and the bytes with nmin·nmax, so the larger a dense model's matrices,",
         "the longer computing decides, until one matrix of 16,384 rows is the limit. A model of many small experts has",
-        "less to compute a byte: there disk or network decide first, and more cards gain nothing without more of those.",
+        "less to compute a byte: there disk or network decide first, and more cards gain nothing without more of them.",
         "",
     ]
 
