@@ -17,7 +17,7 @@ from alphalloc.analysis.measure import How, Measured, measure
 from alphalloc.analysis.on_ray import measure_batch_there, measure_there, refuse_memory
 from alphalloc.analysis.plan import Plan, task_bytes
 from alphalloc.analysis.progress import Meter, Progress
-from alphalloc.analysis.where import Where
+from alphalloc.analysis.where import Precision, Where
 from alphalloc.backends import run_local
 from alphalloc.backends.batched import BatchedResult, run_batched
 from alphalloc.backends.local import available_cores
@@ -144,7 +144,7 @@ def _batched(job: Job, positions: Sequence[int]) -> Answers:
             )
             for done, result in results:
                 position = together[done]
-                pending[pool.submit(_finish, how, job.matrices[position], result)] = position
+                pending[pool.submit(_finish, how, where.precision, job.matrices[position], result)] = position
                 for future in [future for future in pending if future.done()]:
                     yield pending.pop(future), future.result()
             for future in as_completed(list(pending)):
@@ -153,8 +153,8 @@ def _batched(job: Job, positions: Sequence[int]) -> Answers:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _finish(how: How, matrix: WeightMatrix, result: BatchedResult) -> Measured:
-    return Measured(how.alpha(matrix, result.spectrum, result.fit), result.spectrum, notes=result.notes)
+def _finish(how: How, precision: Precision, matrix: WeightMatrix, result: BatchedResult) -> Measured:
+    return Measured(how.alpha_of_batch(matrix, result, precision), result.spectrum, notes=result.notes)
 
 
 def _on_ray(job: Job, positions: Sequence[int]) -> Answers:

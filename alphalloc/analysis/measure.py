@@ -13,6 +13,7 @@ from alphalloc.alphas import MatrixAlpha
 from alphalloc.analysis.cache import SpectraCache
 from alphalloc.analysis.slabs import by_slabs
 from alphalloc.analysis.trust import Trust
+from alphalloc.backends.batched import BatchedResult
 from alphalloc.checkpoint import WeightMatrix
 from alphalloc.errors import AnalysisError, NonFiniteWeightError, SpectrumCheckError, UnknownEstimatorError
 from alphalloc.fits import FITS, PowerLawFit
@@ -58,13 +59,21 @@ class How:
             return farms_esd(matrix.load(), rows=farms.rows, ratio=farms.ratio, windows=farms.windows)
         return esd(by_slabs(matrix) if slabs else matrix.load())
 
-    def alpha(self, matrix: WeightMatrix, spectrum: ESD | None, fit: PowerLawFit | None = None) -> MatrixAlpha:
-        """Return what ``spectrum`` says about ``matrix``; ``fit`` where it was made elsewhere already."""
-        if spectrum is None:
-            return matrix_alpha(matrix, None, fit or degenerate(self.estimator, "non_finite", "no spectrum"))
+    def alpha(self, matrix: WeightMatrix, spectrum: ESD, fit: PowerLawFit | None = None) -> MatrixAlpha:
+        """Return what ``spectrum`` says about ``matrix``; with ``fit`` instead of this estimator's own where given."""
         fit = fit or self.fit(spectrum.eigs)
         extra = self.trust.fields(spectrum, fit, self.fit, self.fraction, self.farms)
         return matrix_alpha(matrix, spectrum, fit, whole=self.farms is None, extra=extra)
+
+    def alpha_of_batch(self, matrix: WeightMatrix, result: BatchedResult, precision: str) -> MatrixAlpha:
+        """Return the same for a result of the batched backend.
+
+        A full spectrum is fitted here once more (milliseconds): batched fits differ in the last digit, and a spectrum
+        from the cache must give the same bytes as a fresh one. An approximate one keeps its own fit.
+        """
+        if result.spectrum is None:
+            return matrix_alpha(matrix, None, result.fit)
+        return self.alpha(matrix, result.spectrum, None if precision == "full" else result.fit)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def measure(how: How, store: SpectraCache | None, task: tuple[WeightMatrix, bool
         kept = store.get(matrix) if store is not None else None
         spectrum = kept if kept is not None else how.spectrum(matrix, slabs)
     except NonFiniteWeightError as exc:
-        return Measured(how.alpha(matrix, None, degenerate(how.estimator, "non_finite", str(exc))), None)
+        return Measured(matrix_alpha(matrix, None, degenerate(how.estimator, "non_finite", str(exc))), None)
     except SpectrumCheckError as exc:
         raise SpectrumCheckError(f"{matrix.name}: {exc}") from exc
     return Measured(how.alpha(matrix, spectrum), None if kept is not None else spectrum, cached=kept is not None)

@@ -47,7 +47,7 @@ def measure_batch_there(
     for position, result in run_batched(
         here, estimator=how.estimator, hill_fraction=how.fraction, device=device, precision=precision
     ):
-        alpha = how.alpha(batch[position], result.spectrum, result.fit)
+        alpha = how.alpha_of_batch(batch[position], result, precision)
         found[position] = _answer(Measured(alpha, result.spectrum, notes=result.notes), batch[position], keep)
     return [one for one in found if one is not None]
 

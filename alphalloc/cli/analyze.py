@@ -16,11 +16,20 @@ from alphalloc.cli.schedule_table import schedule_report
 from alphalloc.errors import InvalidParameterError
 
 
-class Device(enum.StrEnum):
-    """Where spectra are computed."""
+class Backend(enum.StrEnum):
+    """What computes the matrices."""
 
     auto = "auto"
-    cpu = "cpu"
+    local = "local"
+    batched = "batched"
+    ray = "ray"
+
+
+class Precision(enum.StrEnum):
+    """Of eigenvalues on a device."""
+
+    full = "full"
+    fast = "fast"
 
 
 class Fill(enum.StrEnum):
@@ -32,7 +41,10 @@ class Fill(enum.StrEnum):
 Estimator = Annotated[str | None, typer.Option(metavar="E", help="How alpha is fitted.  [default: xmin_peak_robust]")]
 HillFraction = Annotated[float | None, typer.Option(metavar="F", help="Tail share of hill_fraction.  [default: 0.25]")]
 FillOption = Annotated[Fill | None, typer.Option(help="Give layers without a valid alpha the median of the others.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where spectra are computed.")]
+BackendOption = Annotated[Backend, typer.Option(help="Threads, batches on a device, or tasks on a Ray cluster.")]
+RayAddress = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ray's head node.  [default: RAY_ADDRESS]")]
+DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda (every card) or cuda:N.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="fast: float32 on the device, for some estimators.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep spectra on disk.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail when a matrix is skipped or has no alpha.")]
 AlphasOutput = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the alphas here.")]
@@ -59,7 +71,10 @@ def analyze(
     farms_ratio: trust.FarmsRatio = None,
     farms_windows: trust.FarmsWindows = None,
     estimators: trust.Estimators = None,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = Backend.auto,
+    ray_address: RayAddress = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.full,
     workers: options.Workers = None,
     memory: options.Memory = None,
     no_cache: NoCache = False,
@@ -88,6 +103,13 @@ def analyze(
     fitting |= {"histograms": True} if histograms else {}
     output.check_outputs(files, inputs=_input_files(model))
     planning.check_memory(memory)
+    computing: dict[str, Any] = {
+        "backend": backend.value,
+        "ray_address": ray_address,
+        "device": device,
+        "precision": precision.value,
+    }
+    _check_computing(computing, fitting)
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is imported
 
@@ -112,10 +134,9 @@ def analyze(
     from alphalloc.documents import pretty_json
 
     with render.progress_display(f"analysing {_short(model)}", quiet=quiet) as progress:
-        computing: dict[str, Any] = {
+        computing |= {
             **reading,
             **fitting,
-            "device": device.value,
             "cache": not no_cache,
             "fill": None if fill is None else "median",
             "strict": strict,
@@ -154,6 +175,14 @@ def _fitting(estimator: str | None, fraction: float | None, compared: Sequence[s
     if "hill_fraction" not in (estimator, *compared):
         raise InvalidParameterError("--hill-fraction belongs to --estimator hill_fraction; give both or neither")
     return {**chosen, "hill_fraction": fraction}
+
+
+def _check_computing(computing: dict[str, Any], fitting: dict[str, Any]) -> None:
+    """Raise DeviceError or AnalysisError for a device or backend that cannot be, before anything is downloaded."""
+    if computing != {"backend": "auto", "ray_address": None, "device": "auto", "precision": "full"}:
+        from alphalloc.analysis.where import choose
+
+        choose(**computing, farms=fitting.get("farms"))
 
 
 def _short(model: str) -> str:

@@ -53,13 +53,14 @@ def test_documents_are_the_librarys_byte_for_byte(run: Run, minilm: Path, tmp_pa
 
 def test_every_option_reaches_the_library(run: Run, tiny: Path, tmp_path: Path) -> None:
     options = "--estimator hill_fraction --hill-fraction 0.4 --include *_proj --exclude down_proj --embeddings"
-    more = "--layer-pattern layers.{}. --fill median --device cpu --workers 1 --no-cache"
+    more = "--layer-pattern layers.{}. --fill median --backend batched --device cpu --workers 1 --no-cache"
     allocation = "--experts 11 --beta 1.5 --rounding min1_largest_remainder --min-experts 2 --max-experts 4 --top-k 3"
     done = run("analyze", tiny, *f"{options} {more} {allocation} --json".split())
     assert done.returncode == 0, done.stderr
     alphas = alphalloc.analyze(
         str(tiny), estimator="hill_fraction", hill_fraction=0.4, include=["*_proj"], exclude=["down_proj"],
-        embeddings=True, layer_pattern="layers.{}.", fill="median", device="cpu", workers=1, cache=False,
+        embeddings=True, layer_pattern="layers.{}.", fill="median", backend="batched", device="cpu", workers=1,
+        cache=False,
     )  # fmt: skip
     schedule = alphalloc.allocate(
         alphas, 11, beta=1.5, rounding="min1_largest_remainder", min_experts=2, max_experts=4, top_k=3
