@@ -104,7 +104,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 body = {
                     "id": "/".join(parts[:at]),
                     "sha": model.commit,
-                    "siblings": [{"rfilename": name} for name in names],
+                    "siblings": self._siblings(model, names),
                     "private": False,
                     "gated": "manual" if model.gated else False,
                     "tags": [],
@@ -112,6 +112,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     "likes": 0,
                 }
             self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+        def _siblings(self, model: HostedModel, names: list[str]) -> list[dict[str, Any]]:
+            """The names, and the sizes for those who ask with ``blobs=true``."""
+            if "blobs=true" not in self.path.lower():
+                return [{"rfilename": name} for name in names]
+            return [{"rfilename": name, "size": (model.folder / name).stat().st_size} for name in names]
 
         def _file(self, model_id: str, revision: str, name: str) -> None:
             model = self._model(model_id, revision)

@@ -1,0 +1,145 @@
+"""What a job's process may use, tried in processes of their own; and the room a download needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from alphalloc_service import confinement
+from alphalloc_service.confinement import check_room
+from alphalloc_service.settings import Settings
+from hub_server import HubServer
+
+from alphalloc.errors import CheckpointError, UnsupportedCheckpointError
+
+
+def confined(code: str, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process that was confined."""
+    start = (
+        "import sys, json, os, resource\n"
+        "from alphalloc_service.confinement import confine\n"
+        "from alphalloc_service.settings import Settings\n"
+        f"confine(Settings(**json.loads({json.dumps(json.dumps(settings))})), {str(folder)!r})\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", start + code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_memory_time_files_and_place_are_bounded(tmp_path: Path) -> None:
+    code = """
+names = ('DATA', 'CORE', 'CPU', 'NOFILE')
+limits = {name: resource.getrlimit(getattr(resource, 'RLIMIT_' + name))[0] for name in names}
+status = dict(line.split(':', 1) for line in open('/proc/self/status') if ':' in line)
+print(json.dumps({**limits, 'cwd': os.getcwd(), 'umask': os.umask(0), 'privileges': status['NoNewPrivs'].strip()}))
+try:
+    bytearray(2**30)
+except MemoryError:
+    print('no memory')
+"""
+    run = confined(code, tmp_path, job_memory_bytes=2**28, job_seconds=10)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[0])
+    assert found["DATA"] == 2**28
+    assert found["CORE"] == 0
+    assert found["CPU"] <= 10 * (os.cpu_count() or 1) + 1
+    assert found["NOFILE"] <= confinement.MAX_OPEN_FILES
+    assert found["cwd"] == str(tmp_path)
+    assert found["umask"] == 0o077
+    assert found["privileges"] == "1"
+    assert "no memory" in run.stdout
+
+
+def test_a_limit_that_is_lower_already_stays(tmp_path: Path) -> None:
+    code = (
+        "import resource; from alphalloc_service.confinement import confine;"
+        "from alphalloc_service.settings import Settings;"
+        f"confine(Settings(), '{tmp_path}'); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    command = f'ulimit -n 100; exec {sys.executable} -c "{code}"'
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout == "(100, 100)\n"
+
+
+def test_an_id_is_no_folder_where_the_worker_started(tmp_path: Path) -> None:
+    """``org/model`` must mean the hub's, though a folder of that name lies in the worker's own."""
+    (tmp_path / "start" / "org" / "model").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    code = "print(os.path.exists('org/model'))"
+    before = subprocess.run(
+        [sys.executable, "-c", "import os; " + code], cwd=tmp_path / "start", capture_output=True, text=True, check=True
+    )
+    assert before.stdout == "True\n"
+    assert confined(code, tmp_path / "empty").stdout == "False\n"
+
+
+def test_a_download_needs_room_on_the_disk_and_in_the_limit(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    check_room("a/b", 0, tmp_path, 1)
+    check_room("a/b", 10, tmp_path / "not" / "yet", 10)
+    with pytest.raises(UnsupportedCheckpointError, match="take 11 bytes, this service fetches at most 10"):
+        check_room("a/b", 11, tmp_path, 10)
+    with pytest.raises(CheckpointError, match=f"take {free} bytes and .* stay free"):
+        check_room("a/b", free, tmp_path, None)
+
+
+def test_the_bound_is_of_one_format() -> None:
+    sizes = {"model.safetensors": 10, "pytorch_model.bin": 20, "x.gguf": 5, "onnx/model.bin": 99, "config.json": 1}
+    assert confinement._most_fetched(sizes) == 10
+    assert confinement._most_fetched({"a.gguf": 5, "b.gguf": 6, "README.md": 9}) == 11
+    assert confinement._most_fetched({"README.md": 9}) == 0
+
+
+DOWNLOAD = """
+from alphalloc_service.confinement import check_download
+from alphalloc_service.settings import Settings
+from alphalloc.errors import AlphallocError
+for limit in (None, 10):
+    try:
+        print(check_download('org/model', None, Settings(job_download_bytes=limit)))
+    except AlphallocError as exc:
+        print(exc.code, exc)
+print(check_download('org/gone', None, Settings()))
+"""
+
+
+def test_the_hub_is_asked_for_the_size_first(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"x" * 1000)
+    with HubServer() as hub:
+        commit = hub.add_model("org/model", tmp_path / "model")
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", DOWNLOAD], env=environment, capture_output=True, text=True, check=False
+        )
+        fetched = [path for _, path in hub.requests if "resolve" in path]
+    assert run.returncode == 0, run.stderr
+    first, second, third = run.stdout.splitlines()
+    assert first == commit
+    assert second.startswith("unsupported-checkpoint org/model: its weights take 1000 bytes")
+    assert third == "None"  # the reader says what is wrong
+    assert fetched == []
+
+
+def test_a_model_that_goes_by_a_denied_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub forwards renamed models: the name that counts is the one it answers with."""
+    import huggingface_hub
+
+    answer = SimpleNamespace(id="denied/model", sha="0" * 40, siblings=[])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: answer)
+    settings = Settings(deny_models=("denied/*",))
+    with pytest.raises(CheckpointError, match="calls it denied/model"):
+        confinement.check_download("old/name", None, settings)
+    assert confinement.check_download("old/name", None, Settings()) == "0" * 40
