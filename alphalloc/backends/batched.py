@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
-from alphalloc.errors import AnalysisError, DeviceError, MissingExtraError
+from alphalloc.errors import AnalysisError, BackendError, DeviceError, MissingExtraError
 from alphalloc.fits import FITS, PowerLawFit
 from alphalloc.spectra import ESD
 
@@ -64,8 +64,8 @@ def run_batched(
     computed on the CPU, and those results carry a note. One BLAS thread is used a task.
 
     Raises MissingExtraError without torch, DeviceError when the device is not there, AnalysisError for an estimator
-    that ``precision="fast"`` does not serve, SpectrumCheckError (naming the matrix) when an eigensolver contradicts
-    itself, and what ``load()`` raises.
+    that ``precision="fast"`` does not serve, BackendError when weights were lost with a card, SpectrumCheckError
+    (naming the matrix) when an eigensolver contradicts itself, and what ``load()`` raises.
     """
     _check(estimator, hill_fraction, precision)
     try:
@@ -104,6 +104,8 @@ def run_lanes(
     waiting = set(range(len(matrices)))
 
     def start(device: torch.device, batches: list[Batch], limit: Callable[[int], None], *notes: str) -> None:
+        """Begin a lane in a thread of its own; ``notes``, which only a lane that takes over has, go to its results."""
+
         def out(position: int, result: BatchedResult) -> None:
             messages.put((position, BatchedResult(result.spectrum, result.fit, (*notes, *result.notes))))
 
@@ -113,7 +115,7 @@ def run_lanes(
                 Lane(device, matrices, how, out, allocate=limit, stop=stop).run(batches)
             except BaseException as exc:
                 error = exc
-            messages.put(_Ended(device, batches, error))
+            messages.put(_Ended(device, batches, error, takes_over=bool(notes)))
 
         Thread(target=work, name=f"alphalloc-{device}", daemon=True).start()
 
@@ -126,11 +128,17 @@ def run_lanes(
         while running:
             message = messages.get()
             if not isinstance(message, _Ended):
-                waiting.discard(message[0])
-                yield message
+                if message[0] in waiting:  # a batch that was done again may hand some results over twice
+                    waiting.discard(message[0])
+                    yield message
                 continue
             running -= 1
             if isinstance(message.error, DeviceLostError):
+                if message.takes_over:
+                    raise BackendError(
+                        f"a card was lost, and the CPU cannot go on: {message.error}; weights that lie on the card "
+                        "went with it: read them from a file again"
+                    ) from message.error
                 note = f"{message.device} was lost ({message.error}); the CPU went on"
                 left = [_without(batch, waiting) for batch in message.batches]
                 start(torch.device("cpu"), _small([b for b in left if b.positions]), lambda size: None, note)
@@ -174,6 +182,7 @@ class _Ended:
     device: torch.device
     batches: list[Batch]
     error: BaseException | None
+    takes_over: bool
 
 
 def _results(

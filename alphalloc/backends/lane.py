@@ -100,12 +100,12 @@ class Lane:
     def run(self, batches: Sequence[Batch]) -> None:
         """Compute all ``batches`` in order. Raises DeviceLostError, or what a matrix itself raises."""
         torch.set_num_threads(1)  # counts for the calling thread: one BLAS thread, whatever the machine
-        self.module.set_device(self.device)
         order = [position for batch in batches for position in batch.positions]
         pin, threads = self.device.type == "cuda", self.how.reader_threads
         reader = Reader(self.matrices, order, pin=pin, threads=threads, ahead=threads + 1)
         solver = ThreadPoolExecutor(1, "alphalloc-spectra")
         try:
+            self.module.set_device(self.device)
             self._streams = tuple(self.module.Stream() for _ in range(3))
             self._work_off(deque(batches), reader, solver)
         except RuntimeError as exc:
@@ -206,6 +206,8 @@ class Lane:
         return None
 
     def _spectra_and_fits(self, work: _Grams) -> None:
+        if self.stop.is_set():
+            return  # the batch may be incomplete
         solve: Callable[[Tensor], Tensor]
         solve = partial(symmetric_eigenvalues, solver=self.how.solver, threads=self.how.solver_threads)
         if self.how.precision == "fast":

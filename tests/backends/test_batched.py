@@ -11,7 +11,7 @@ from alphalloc.backends.batched import FAST_ESTIMATORS, BatchedResult, assign, r
 from alphalloc.backends.lane import How
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.checkpoint.values import Difference, LowRank
-from alphalloc.errors import AnalysisError, DeviceError, SpectrumCheckError
+from alphalloc.errors import AnalysisError, BackendError, DeviceError, SpectrumCheckError
 from alphalloc.fits import FITS
 from alphalloc.fits.batched import fit_batch
 from alphalloc.spectra import esd
@@ -166,6 +166,18 @@ def test_a_lost_card_fails_over_to_the_cpu_with_a_warning(at):
     noted = [result.notes for result in found.values() if result.notes]
     assert 1 <= len(noted) <= 12
     assert set(noted) == {("cpu was lost (AcceleratorError: CUDA error: unspecified launch failure); the CPU went on",)}
+
+
+def test_weights_that_were_lost_with_the_card_are_an_error_and_no_endless_loop():
+    class OnTheCard(Held):
+        def load(self):
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    matrices = [*held(4), OnTheCard("x", np.empty((24, 24)))]
+    with pytest.raises(
+        BackendError, match=r"the CPU cannot go on: AcceleratorError: CUDA error.*read them from a file"
+    ):
+        list(run_lanes(matrices, How(NAME), [CPU], [2**30]))
 
 
 def test_one_of_two_cards_is_lost_and_the_other_goes_on():

@@ -93,9 +93,9 @@ def test_both_solvers(solver):
 
 def test_real_out_of_memory_halves_the_batch_and_goes_on():
     matrices = [Held(str(i), np.random.default_rng(i).standard_normal((1024, 1024)).astype("f4")) for i in range(24)]
-    free, total = torch.cuda.mem_get_info()
-    held = total - free
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + 600 * 2**20) / total))
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 160 * 2**20) / total)
     try:
         found = dict(run_lanes(matrices, How(NAME), [torch.device("cuda", 0)], [2**40]))
     finally:
