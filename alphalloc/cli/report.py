@@ -60,8 +60,10 @@ def report(
 
 
 def _page(sources: Sources, *, light: bool) -> str:
-    from alphalloc.report import report_html
+    from alphalloc.report import report_html, training_html
 
+    if sources.trainings:
+        return training_html(sources.trainings[0], light=light)
     first, *others = sources.alphas
     return report_html(first, sources.schedules, others=others, light=light, files=sources.files)
 
@@ -69,4 +71,6 @@ def _page(sources: Sources, *, light: bool) -> str:
 def _picture(sources: Sources) -> str:
     from alphalloc.report import picture_svg
 
+    if not sources.alphas:
+        raise InvalidParameterError("--picture draws alphas and experts by layer; give an alphas document")
     return picture_svg(sources.alphas[0], sources.schedules)

@@ -53,6 +53,12 @@ def definitions(pairs: Sequence[tuple[str, str]], kind: str) -> str:
     return f'<dl class="{kind}">{entries}</dl>'
 
 
+def made_again(commands: Sequence[str]) -> str:
+    """Return the commands that make a report again."""
+    text = escape("\n".join(commands))
+    return f'<h3>Made again by</h3><pre tabindex="0" aria-label="Commands"><code>{text}</code></pre>'
+
+
 def bullets(sentences: Sequence[str], kind: str = "") -> str:
     """Return the sentences as a list."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)

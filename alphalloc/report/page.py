@@ -197,9 +197,8 @@ def _matrices_section(alphas: ModelAlphas) -> str:
 
 
 def _origin_section(alphas: ModelAlphas, files: Sequence[str], *, light: bool) -> str:
-    commands = "\n".join([provenance.analyze_command(alphas), provenance.report_command(files, light=light)])
     body = html.definitions(provenance.origin(alphas), "origin")
-    body += f'<h3>Made again by</h3><pre tabindex="0"><code>{escape(commands)}</code></pre>'
+    body += html.made_again([provenance.analyze_command(alphas), provenance.report_command(files, light=light)])
     return html.section("origin", "Where this comes from", body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -41,12 +42,21 @@ class Watched:
         self.page.on("request", lambda request: self.requests.append(request.url))
 
 
-def axe(page: Page) -> list[str]:
-    """Return the serious violations on the page as it stands, each with its first element."""
+def until(page: Page, expression: str, arg: object = None, *, seconds: float = 60.0) -> None:
+    """Wait until the JavaScript ``expression`` holds. Playwright's own waiting needs eval, which our policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < end, f"still not after {seconds} s: {expression} {arg!r}"
+        page.wait_for_timeout(50)
+
+
+def axe(page: Page, *, rules: tuple[str, ...] = ()) -> list[str]:
+    """Return the serious violations on the page as it stands, each with its first element; ``rules``: of these only."""
     script = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     # Evaluated through the protocol, so that the page's own security policy stays as it is.
     page.evaluate(script + "; undefined")
-    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    only = {"runOnly": list(rules)} if rules else {}
+    found = page.evaluate("(only) => axe.run(document, { resultTypes: ['violations'], ...only })", only)
     return [
         f"{one['impact']} {one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:300]}"
         for one in found["violations"]
