@@ -59,7 +59,8 @@ def readme(results: dict[str, Any]) -> str:
     lines += [__doc__.partition("\n")[0] if __doc__ else "", ""]
     where = results["machine"]
     lines += [
-        f"{where['cpu']}, {where['cores']} cores shared with other work (load {where['load']}), Python {where['python']}.",
+        f"{where['cpu']}, {where['cores']} cores shared with other work (load {where['load']}), "
+        f"Python {where['python']}.",
         "",
     ]
     if "kills" in results:
@@ -84,12 +85,15 @@ def _kills_section(found: dict[str, Any]) -> list[str]:
         ),
         ("seconds in all", lambda r: str(r["seconds"])),
     ]
+    how = (
+        f"One worker with a lease of {LEASE_SECONDS:g} s; it or its job's process is killed at a random moment: up to "
+        "2.5 s after a running job was seen, or when a random number of its spectra are on disk. The queue never runs "
+        "dry. In the end every analysis is compared with one that nobody disturbed."
+    )
     lines = [
         "## kill -9 at random moments",
         "",
-        f"One worker with a lease of {LEASE_SECONDS:g} s; the worker or its job's process is killed at a random moment "
-        "within 2.5 s of the sight of a running job (a job takes about that long), while the queue never runs dry. "
-        "In the end every analysis is compared with one that nobody disturbed.",
+        how,
         "",
         "| | " + " | ".join(found) + " |",
         "|---" * (len(found) + 1) + "|",

@@ -135,7 +135,7 @@ def kill_loop(
         for _ in range(kills):
             _top_up(store, folder, acknowledged, workers + 2)
             victim = _wait_for_child(watch, running)
-            watch.rest(moments.uniform(0, LONGEST_WAIT))
+            _pause(watch, moments, victim, cache)
             seen |= {path: path.stat().st_ino for path in _spectra(cache)}
             children = victim.children
             watch.killed(victim.process.pid)
@@ -158,6 +158,16 @@ def kill_loop(
     store.close()
     report.seconds = round(time.monotonic() - began, 1)
     return report
+
+
+def _pause(watch: _Watch, moments: random.Random, victim: WorkerProcess, cache: Path) -> None:
+    """Wait for a random moment: some time, or some spectra of the running job and a little more."""
+    if moments.random() < 0.5:
+        watch.rest(moments.uniform(0, LONGEST_WAIT))
+        return
+    wanted, before = moments.randrange(1, MATRICES + 1), len(_spectra(cache))
+    watch.until(lambda: len(_spectra(cache)) >= before + wanted or not victim.children, 60, "spectra")
+    watch.rest(moments.uniform(0, 0.05))
 
 
 def _judge(
