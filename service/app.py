@@ -14,12 +14,25 @@ from .async_store import AsyncStore
 from .head_requests import HeadMiddleware
 from .readiness import Readiness
 from .request_ids import RequestIdMiddleware
-from .routes import allocations, analyses, documents, events, exports, health, layers, methods, page, report, schedules
+from .routes import (
+    allocations,
+    analyses,
+    docs,
+    documents,
+    events,
+    exports,
+    health,
+    layers,
+    methods,
+    page,
+    report,
+    schedules,
+)
 from .settings import Settings
 from .store import Store
 from .waiting import Waiters
 
-ROUTES = (allocations, exports, analyses, events, layers, report, schedules, methods, documents, health, page)
+ROUTES = (allocations, exports, analyses, events, layers, report, schedules, methods, documents, health, page, docs)
 
 
 def create_app(settings: Settings | None = None, store: Store | None = None) -> FastAPI:

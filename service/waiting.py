@@ -33,7 +33,7 @@ class Waiters:
     _of_this_process: ClassVar[WeakSet[Waiters]] = WeakSet()
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.stopping, self._held = limit, False, 0
+        self.limit, self.stopping, self.held = limit, False, 0
         self._of_this_process.add(self)
 
     @classmethod
@@ -45,14 +45,14 @@ class Waiters:
     @contextmanager
     def place(self) -> Iterator[bool]:
         """Take a place for as long as the block runs; False when all are taken."""
-        if self._held >= self.limit:
+        if self.held >= self.limit:
             yield False
             return
-        self._held += 1
+        self.held += 1
         try:
             yield True
         finally:
-            self._held -= 1
+            self.held -= 1
 
 
 async def until(request: Request, id: str, seconds: float, enough: Callable[[Analysis], bool]) -> Analysis | None:

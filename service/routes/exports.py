@@ -66,7 +66,7 @@ async def export_allocation(
     format: Annotated[str, Query(max_length=50, json_schema_extra=FORMATS)] = "json",
     r: Annotated[int | None, Query(ge=1, le=65536, description="rank of each expert")] = None,
     lora_alpha: Annotated[float, Query(gt=0, lt=1e9, allow_inf_nan=False)] = 16,
-    lora_dropout: Annotated[float, Query(ge=0, lt=1, allow_inf_nan=False)] = 0,
+    lora_dropout: Annotated[float, Query(ge=0, lt=1, allow_inf_nan=False)] = 0.0,
     target_modules: Annotated[
         str | None, Query(max_length=2000, pattern=r"^[A-Za-z0-9_.]+(,[A-Za-z0-9_.]+)*$", description="a,b,c")
     ] = None,
