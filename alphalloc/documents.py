@@ -98,7 +98,7 @@ def read_text(path: Path, limit: int) -> str:
 def parse_document(text: str, *, kind: str, major: int, where: str = "document") -> dict[str, Any]:
     """Return the JSON object in ``text`` after the checks of :func:`read_document`; ``where`` names it in errors."""
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_float=_finite)
         if _SURROGATE.search(text):  # an escape of half a character, or one of a pair: only the value tells
             canonical_json(value)
     except (ValueError, RecursionError) as exc:
@@ -131,6 +131,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object has the same key twice")
     return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:50]} is beyond the range of float64")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -30,6 +30,16 @@ def test_half_a_character_is_refused(change: dict[str, Any], escaped: bool) -> N
         ModelAlphas.from_json(json.dumps(alphas, ensure_ascii=escaped))
 
 
+@pytest.mark.parametrize("number", ["1e316", "-1e999", "1" * 400 + ".0"])
+def test_a_number_beyond_float64_is_refused(number: str) -> None:
+    document = allocate([2.1, 2.9], 8).to_json()
+    for text in (document.replace('"beta": 2.5', f'"beta": {number}'), document.replace('"alpha_power"', number)):
+        assert number in text
+        for restamp in (False, True):
+            with pytest.raises(DocumentError, match="beyond the range of float64"):
+                ExpertSchedule.from_json(text, restamp=restamp)
+
+
 def test_whole_characters_are_taken() -> None:
     document = allocate([2.1, 2.9], 8).to_json()
     escaped = document.replace('"kind"', '"note": "\\ud83d\\ude00", "kind"', 1)
