@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from alphalloc import ModelAlphas
 from alphalloc.allocation import ExpertSchedule
-from alphalloc.report import has_plotly, report_html
 
 from ..async_store import AsyncStore
 from ..conventions import strong_etag, unchanged
@@ -53,7 +52,7 @@ async def report(
     alphas = await finished_alphas(id, request)
     schedules = [ExpertSchedule.from_json((await stored(one, request)).body.decode()) for one in allocation]
     store: AsyncStore = request.app.state.store
-    content = await store.run(_rendered, alphas, schedules, light or not has_plotly())
+    content = await store.run(_rendered, alphas, schedules, light)
     # Another release may draw it otherwise. The policy: its scripts are inline, so it gets an origin of its own.
     headers = {"ETag": strong_etag(content), "Cache-Control": "no-cache", "Content-Security-Policy": REPORT_POLICY}
     if unchanged(request, headers["ETag"]):
@@ -62,5 +61,7 @@ async def report(
 
 
 def _rendered(alphas: ModelAlphas, schedules: list[ExpertSchedule], light: bool) -> bytes:
+    from alphalloc.report import has_plotly, report_html  # here: it loads more than all the rest of the service
+
     files = ["alphas.json", *(f"schedule-{i}.json" for i in range(1, len(schedules) + 1))]
-    return report_html(alphas, schedules, light=light, files=files).encode()
+    return report_html(alphas, schedules, light=light or not has_plotly(), files=files).encode()
