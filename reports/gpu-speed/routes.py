@@ -22,6 +22,8 @@ from alphalloc.spectra.batched import symmetric_eigenvalues
 
 Route = Callable[[Tensor], Tensor]
 
+WIDTH = 16  # of the band: wider ones make better products and costlier bulges; chosen here, to be tried on a card
+
 
 def householder(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(v, tau, beta) with (I - tau v vᵀ) x = beta e₁ and v₁ = 1, for every row of ``x`` [..., m]."""
@@ -168,7 +170,7 @@ def blocked_route(grams: Tensor) -> Tensor:
     return bisect(*one_stage(grams))
 
 
-def two_stage_route(grams: Tensor, width: int = 16) -> Tensor:
+def two_stage_route(grams: Tensor, width: int = WIDTH) -> Tensor:
     side = grams.shape[-1]
     width = max(2, min(width, side // 2))
     return bisect(*(chase(to_band(grams, width), width) if side > 2 else one_stage(grams)))

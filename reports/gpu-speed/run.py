@@ -28,7 +28,7 @@ for folder in (HERE, HERE.parents[1]):
     sys.path.insert(0, str(folder))
 
 from page import page, routes_page  # noqa: E402
-from routes import ROUTES  # noqa: E402
+from routes import ROUTES, WIDTH, bisect, chase, one_stage, to_band  # noqa: E402
 from shapes import MODELS, TINY, Weight, gram_flop, make_weights, reduction_flop  # noqa: E402
 
 from alphalloc.backends.batched import run_batched  # noqa: E402
@@ -50,11 +50,13 @@ class Bench:
         self.left_out: list[str] = []
 
     def timed(self, work: Callable[[], Any]) -> float:
+        """Seconds of ``work``: by the wall on a card, of the process on a CPU, which others may share."""
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         self.module.synchronize()
-        begin = time.perf_counter()
+        begin = clock()
         work()
         self.module.synchronize()
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def times(self, work: Callable[[], Any], rounds: int | None = None) -> list[float]:
         """Seconds of every round after one that is not counted (handles, kernels, memory)."""
@@ -192,7 +194,26 @@ def try_routes(bench: Bench, side: int, count: int) -> dict[str, Any]:
         except Exception as exc:  # a route that fails is a result too
             found[name] = {"failed": f"{type(exc).__name__}: {str(exc).splitlines()[0][:120]}"}
     sound = {name: row["seconds"] for name, row in found.items() if row.get("error_over_bound", 2.0) <= 1.0}
-    return {"side": side, "count": count, "routes": found, "winner": min(sound, key=lambda name: sound[name])}
+    winner = min(sound, key=lambda name: sound[name])
+    return {"side": side, "count": count, "routes": found, "winner": winner, "parts": parts(bench, grams)}
+
+
+def parts(bench: Bench, grams: torch.Tensor) -> dict[str, float]:
+    """Seconds a matrix of the steps of the routes written here, bisection as a whole."""
+    kept: dict[str, Any] = {}
+
+    def step(name: str, work: Callable[[], Any]) -> float:
+        return bench.timed(lambda: kept.__setitem__(name, work())) / len(grams)
+
+    try:
+        return {
+            "blocked tridiagonalisation": step("one", lambda: one_stage(grams)),
+            "to a band": step("band", lambda: to_band(grams, WIDTH)),
+            "chase bulges": step("two", lambda: chase(kept["band"], WIDTH)),
+            "bisection": step("values", lambda: bisect(*kept["two"])),
+        }
+    except torch.OutOfMemoryError:
+        return {}
 
 
 def measure(bench: Bench) -> dict[str, Any]:
