@@ -5,6 +5,7 @@ One cluster for all tests, in a folder and with a token of its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -30,14 +31,24 @@ from alphalloc.backends.ray import run_ray
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.errors import BackendError, CheckpointNotFoundError, DeviceError
 
-# Node death is noticed after about two seconds instead of fifteen.
-DETECT = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1500,
+# A dead node is noticed after about three seconds instead of fifteen (a busy one may still take ten to answer); no
+# worker is started before it is needed.
+SYSTEM = {
+    "agent_register_timeout_ms": 120_000,
+    "health_check_period_ms": 1000,
     "health_check_failure_threshold": 3,
+    "enable_worker_prestart": False,
+    "prestart_worker_first_driver": False,
 }
-NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+
+
+def node() -> dict[str, Any]:
+    """What a node of one CPU is started with. Ports it would choose itself it waits 15 s to learn, too few here."""
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in PORTS]
+    few = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    return {"num_cpus": 1, "object_store_memory": 80 * 2**20, **few, **dict(zip(PORTS, free, strict=True))}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,7 @@ def cluster() -> Iterator[Any]:
     started: Any = None
     for tries_left in (2, 1, 0):
         try:
-            started = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": DETECT})
+            started = Cluster(initialize_head=True, head_node_args={**node(), "_system_config": SYSTEM})
             break
         except Exception:
             if not tries_left:
@@ -149,7 +160,7 @@ def test_a_killed_worker_and_a_killed_node_are_survived(cluster, minilm_file, tm
     assert (tmp_path / "marker").exists()
     assert answers == {position: found.alpha for position, found in expected.items()}
 
-    second = cluster.add_node(**NODE)
+    second = cluster.add_node(**node())
     (tmp_path / "second").write_text(second.node_id)
     killer = threading.Thread(
         target=lambda: (wait_for((tmp_path / "reached").exists), cluster.remove_node(second, allow_graceful=False))
