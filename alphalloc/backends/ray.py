@@ -52,7 +52,7 @@ def run_ray(
         return
     with connected(address, workers=workers) as ray:
         _require_resources(ray.nodes(), num_gpus, max(memory or (0,)))
-        remote = ray.remote(_run_task).options(max_retries=max_retries, num_cpus=1, num_gpus=num_gpus)
+        remote = ray.remote(max_retries=max_retries, num_cpus=1, num_gpus=num_gpus)(_run_task)
         waiting = iter(range(len(tasks)))
         pending: dict[Any, int] = {}
         try:

@@ -84,7 +84,7 @@ def cluster() -> Iterator[Any]:
     finally:
         started.shutdown()
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -201,7 +201,7 @@ def test_an_address_that_does_not_work_says_what_to_do(cluster, tmp_path, monkey
         threading.Thread(target=lambda: dumb.accept()[0].sendall(b"220 mail ready"), daemon=True).start()
         nobody, other = (f"127.0.0.1:{one.getsockname()[1]}" for one in (free, dumb))
         for address, words in (
-            (nobody, "no Ray cluster answers .* `ray start --head --port 6379`"),
+            (nobody, "no Ray cluster answers .*`ray start --head --port 6379`"),
             (other, "is no Ray head node"),
             ("ray://127.0.0.1:10001", "Ray Client is not used here"),
             ("head", "expected a Ray address such as 10.0.0.1:6379"),
