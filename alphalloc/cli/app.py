@@ -12,9 +12,11 @@ from alphalloc.cli import (
     analyze,
     cache,
     compare,
+    compare_schedules,
     crosscheck,
     db,
     diff,
+    evaluate,
     export,
     inspect,
     keys,
@@ -39,6 +41,8 @@ def build_app() -> typer.Typer:
     app.command("export")(export.export)
     app.command("diff")(diff.diff)
     app.command("compare")(compare.compare)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("compare-schedules")(compare_schedules.compare_schedules)
     app.command("crosscheck")(crosscheck.crosscheck)
     app.command("validate")(validate.validate)
     app.command("inspect")(inspect.inspect)

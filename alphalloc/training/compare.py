@@ -8,7 +8,6 @@ records with the digest of every adapter. A folder whose test is open trains not
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,7 +245,6 @@ def _notes(recipe: ComparisonRecipe, arms: Sequence[Any]) -> tuple[str, ...]:
         + ("." if len(equal) == len(arms) else ", those marked as of any size excepted."),
         tuned,
         "The test split was opened once, after all training.",
-        f"Intervals over seeds are Student's, of {len(recipe.seeds)} seeds; intervals over test examples take the seeds "
-        "as they are.",
+        f"Intervals over seeds are Student's, of {len(recipe.seeds)} seeds; those over test examples keep the seeds fixed.",
     ]
     return tuple(notes)

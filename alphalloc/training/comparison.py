@@ -114,7 +114,7 @@ class Comparison:
     def arm_table(self) -> str:
         """Return one row an arm."""
         rows = [
-            "| Arm | Parameters | Accuracy, mean | 95 % over seeds | each seed [Wilson 95 %] | s a training | peak MB |",
+            "| Arm | Parameters | Mean accuracy | 95 % over seeds | each seed [Wilson 95 %] | s a training | peak MB |",
             "| --- | ---: | ---: | --- | --- | ---: | ---: |",
         ]
         for arm in self.arms:

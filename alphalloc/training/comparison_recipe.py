@@ -26,8 +26,8 @@ class Arm(Section):
     """
 
     name: str
-    schedule: dict[str, Any] = {}
-    adapter: dict[str, Any] = {}
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    adapter: dict[str, Any] = Field(default_factory=dict)
     any_size: bool = False
 
     @field_validator("name")

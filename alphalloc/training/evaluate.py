@@ -107,8 +107,8 @@ def evaluate(
             ``generate``: a greedy answer, read by a pattern (as MoLA and AlphaLoRA do).
         template: how prompts are worded; the one that was trained with.
         options: the options of examples that name none.
-        normalisation: of the log-likelihood: its ``sum`` over the option's tokens, that by ``token`` (longer options are
-            not punished for their length) or by ``character`` (independent of the tokenizer; lm-eval's acc_norm by
+        normalisation: of the log-likelihood: its ``sum`` over the option's tokens, that by ``token`` (options are not
+            punished for their length) or by ``character`` (independent of the tokenizer; lm-eval's acc_norm by
             bytes). ``sum``, because it is the model's own probability; the end token is not part of it.
         pattern: for ``generate``: a regular expression, whose first group is the answer, or a name in ``PATTERNS``.
             None: for each example the pattern that finds the label in its own right answer, else the first line.
@@ -237,7 +237,8 @@ def _options(example: Example, common: Sequence[str] | None, index: int) -> tupl
         if answer in options:
             return options, options.index(answer)
     raise DatasetError(
-        f"example {index} ({example.prompt[:60]!r}): its answer {example.label!r} is none of the options {list(options)}"
+        f"example {index} ({example.prompt[:60]!r}): expected its answer {example.label!r} among the options "
+        f"{list(options)}"
     )
 
 

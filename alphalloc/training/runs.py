@@ -8,13 +8,14 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from alphalloc.documents import content_id, package_version, pretty_json, write_atomic
-from alphalloc.errors import TrainingError
+from alphalloc.errors import AdapterError, TrainingError
 from alphalloc.training.comparison_recipe import TestSettings
 from alphalloc.training.data import Example, examples_digest
 from alphalloc.training.evaluate import Evaluation, evaluate
@@ -31,6 +32,25 @@ def ensure_trained(recipe: Recipe, run: Path, *, frozen: bool, say: Callable[[st
 
     Raises TrainingError when the run is of another recipe, or unfinished although the test is open (``frozen``).
     """
+    with locked(run):
+        return _ensure_trained(recipe, run, frozen, say)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Wait until no other process trains this run: several may work on one comparison at a time."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.with_name(run.name + ".lock"), "w", encoding="utf-8") as stream:
+        try:
+            import fcntl
+        except ImportError:  # not a Unix: one process at a time is up to the user
+            yield
+            return
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _ensure_trained(recipe: Recipe, run: Path, frozen: bool, say: Callable[[str], None]) -> dict[str, Any]:
     identity = _identity(recipe)
     record = read_record(run / "finished.json")
     if record is not None and record["recipe"] != identity:
@@ -185,19 +205,35 @@ def _evaluated(recipe: Recipe, adapter: Path | None, examples: Sequence[Example]
 
 def load_run(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
     """Return the recipe's model, with the adapter in a folder if one is given, and its tokenizer."""
+    from alphalloc.training.trainer import base_dtype
+
+    return load_model_with(
+        recipe.model, adapter, revision=recipe.revision, dtype=base_dtype(recipe), cpu=recipe.run.device == "cpu"
+    )
+
+
+def load_model_with(
+    source: str, adapter: Path | None, *, revision: str | None = None, dtype: str | None = None, cpu: bool = False
+) -> tuple[Any, Any]:
+    """Return a model with the adapter in a folder (None: as it is) on CUDA where there is one, and its tokenizer.
+
+    ``dtype`` None: bfloat16 on CUDA, else float32. Raises AdapterError when the folder holds no adapter for it.
+    """
     import peft
     import torch
 
     import alphalloc.peft  # noqa: F401  # registers MoE-LoRA
     from alphalloc.training.models import find_model, load_model, load_tokenizer
 
-    base = find_model(recipe.model, recipe.revision)
-    cuda = recipe.run.device == "auto" and torch.cuda.is_available()
-    dtype = recipe.run.dtype if recipe.run.dtype != "auto" else ("bfloat16" if cuda else "float32")
-    model = load_model(base, dtype=dtype)
+    base = find_model(source, revision)
+    cuda = not cpu and torch.cuda.is_available()
+    model = load_model(base, dtype=dtype or ("bfloat16" if cuda else "float32"))
     if adapter is not None:
-        model = peft.PeftModel.from_pretrained(model, str(adapter))
-    return model.to("cuda" if cuda else "cpu"), load_tokenizer(base)
+        try:
+            model = peft.PeftModel.from_pretrained(model, str(adapter))
+        except (OSError, ValueError, RuntimeError) as exc:
+            raise AdapterError(f"{adapter}: expected an adapter for {source}: {exc}") from exc
+    return model.to("cuda" if cuda else "cpu").eval(), load_tokenizer(base)
 
 
 def _identity(recipe: Recipe) -> str:

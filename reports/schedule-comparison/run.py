@@ -31,7 +31,9 @@ WORK = Path(platformdirs.user_cache_dir("alphalloc")) / "reports" / "schedule-co
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=WORK, help="where data and adapters are kept")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison's recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison's recipe"
+    )
     parser.add_argument("--no-report", action="store_true", help="leave the files beside this one as they are")
     options = parser.parse_args()
     recipe = load_recipe(HERE / "comparison.yaml", options.work, options.set)
