@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from databases import DATABASES, new_url  # noqa: E402
 from kill_loop import LEASE_SECONDS, kill_loop  # noqa: E402
 
 
-def kills(number: int) -> dict[str, Any]:
-    """Kill a worker or its child ``number`` times on each database."""
+def kills(number: int, databases: Sequence[str]) -> dict[str, Any]:
+    """Kill a worker or its child ``number`` times on each of the databases."""
     found = {}
-    for kind in DATABASES:
+    for kind in databases:
         with tempfile.TemporaryDirectory(prefix="alphalloc-kills-") as folder:
             report = kill_loop(new_url(kind, Path(folder)), Path(folder), number)
         found[kind] = report.as_dict()
@@ -58,11 +58,8 @@ def readme(results: dict[str, Any]) -> str:
     lines = ["# What the service keeps when its processes are killed", ""]
     lines += [__doc__.partition("\n")[0] if __doc__ else "", ""]
     where = results["machine"]
-    lines += [
-        f"{where['cpu']}, {where['cores']} cores shared with other work (load {where['load']}), "
-        f"Python {where['python']}.",
-        "",
-    ]
+    shared = f"{where['cores']} cores shared with other work (load {where['load']})"
+    lines += [f"{where['cpu']}, {shared}, Python {where['python']}.", ""]
     if "kills" in results:
         lines += _kills_section(results["kills"])
     return "\n".join(lines)
@@ -105,8 +102,11 @@ def _kills_section(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Run what is asked for, add it to results.json and write README.md anew."""
     parser = argparse.ArgumentParser(description=__doc__)
-    sections: dict[str, Callable[[argparse.Namespace], Any]] = {"kills": lambda given: kills(given.kills)}
+    sections: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "kills": lambda given: kills(given.kills, given.database or DATABASES)
+    }
     parser.add_argument("--only", choices=sections, action="append")
+    parser.add_argument("--database", choices=DATABASES, action="append", help="one alone; the other's figures stay")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--text", action="store_true", help="write README.md from results.json alone")
     given = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
     results = json.loads(target.read_text()) if target.exists() else {}
     if not given.text:
         for name in given.only or sections:
-            results[name] = sections[name](given)
+            results[name] = results.get(name, {}) | sections[name](given)
         results["machine"] = machine()
     target.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
     (HERE / "README.md").write_text(readme(results))

@@ -28,6 +28,7 @@ from alphalloc.documents import canonical_json
 
 MATRICES, ROWS, COLS = 20, 300, 700
 LEASE_SECONDS = 2.0
+PATIENCE = 600.0  # seconds; on a machine with other things to do
 LONGEST_WAIT = 2.5  # seconds from the sight of a running job to the kill, at most: about what a job takes
 
 
@@ -148,7 +149,7 @@ def kill_loop(
             victim.kill()
             report.orphans += _survivors(children)
             running[running.index(victim)] = WorkerProcess(settings, environment, folder / "workers.log")
-        watch.until(lambda: not _unfinished(store), 60 + 5 * len(acknowledged), "all jobs to end")
+        watch.until(lambda: not _unfinished(store), PATIENCE, "all jobs to end")
         statuses = [one.stop() for one in running]
         assert statuses == [0] * workers, statuses
     finally:
@@ -166,7 +167,7 @@ def _pause(watch: _Watch, moments: random.Random, victim: WorkerProcess, cache: 
         watch.rest(moments.uniform(0, LONGEST_WAIT))
         return
     wanted, before = moments.randrange(1, MATRICES + 1), len(_spectra(cache))
-    watch.until(lambda: len(_spectra(cache)) >= before + wanted or not victim.children, 60, "spectra")
+    watch.until(lambda: len(_spectra(cache)) >= before + wanted or not victim.children, PATIENCE, "spectra")
     watch.rest(moments.uniform(0, 0.05))
 
 
@@ -228,7 +229,7 @@ class _Watch:
     def rest(self, seconds: float) -> None:
         """Wait so long."""
         end = time.monotonic() + seconds
-        self.until(lambda: time.monotonic() >= end, seconds + 60, "time to pass")
+        self.until(lambda: time.monotonic() >= end, seconds + PATIENCE, "time to pass")
 
     def fresh(self) -> set[int]:
         """Process ids of the owners of what runs, those that were killed left out."""
@@ -244,7 +245,7 @@ def _wait_for_child(watch: _Watch, running: list[WorkerProcess]) -> WorkerProces
         pids = watch.fresh()
         return next((one for one in running if one.process.pid in pids and one.children), None)
 
-    victim: WorkerProcess = watch.until(found, 60, "a worker to take a job")
+    victim: WorkerProcess = watch.until(found, PATIENCE, "a worker to take a job")
     return victim
 
 
