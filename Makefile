@@ -13,8 +13,12 @@ demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
 	@mkdir -p demo
 	@$(BIN)/alphalloc analyze "$(SMOLLM2)" --experts 150 -o demo/alphas.json --schedule demo/schedule.json
 
+# A Ray cluster starts half a dozen processes, each with a time limit, so it has the machine to itself.
+RAY_TESTS := tests/backends/test_ray.py
+
 test: .venv/.dev .venv/.debian ## everything CI runs beside `check`
-	$(PYTEST) -n 2 --dist loadfile
+	$(PYTEST) $(RAY_TESTS)
+	$(PYTEST) -n 2 --dist loadfile $(addprefix --ignore=,$(RAY_TESTS))
 
 test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library versions in environments of their own
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
