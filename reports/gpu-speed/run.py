@@ -244,7 +244,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     sample.clear()
     weights.clear()  # the others need the memory
     if bench.may_start("routes"):
-        results["routes"] = try_routes(bench, 64 if bench.tiny else 4096, 2 if bench.tiny else 16)
+        results["routes"] = try_routes(bench, 16 if bench.tiny else 4096, 2 if bench.tiny else 16)
     if not bench.tiny:
         results["others"] = {name: one_block(bench, name) for name in list(MODELS)[1:] if bench.may_start(name)}
     results["left_out"] = bench.left_out
