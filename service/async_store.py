@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from alphalloc import ModelAlphas
+from alphalloc.errors import StorageError
 
 from .conventions import strong_etag
 from .store import AllocationRow, AllocationWriter, Store
@@ -67,6 +68,18 @@ class Remembered(Generic[T]):
             self._held -= self._weight(self._items.pop(key))
 
 
+def _pass_on(waiting: asyncio.Future[bool], written: asyncio.Future[bool]) -> None:
+    """Give ``waiting`` the outcome of ``written``, unless nobody waits any more."""
+    if waiting.done():
+        written.cancelled() or written.exception()  # looked at, so that nothing complains of it
+    elif written.cancelled():
+        waiting.cancel()
+    elif (error := written.exception()) is not None:
+        waiting.set_exception(error)
+    else:
+        waiting.set_result(written.result())
+
+
 class AsyncStore:
     """The store for coroutines. Every method raises StorageError when the database cannot be reached."""
 
@@ -76,6 +89,7 @@ class AsyncStore:
         self._threads = anyio.CapacityLimiter(THREADS)
         self._documents: Remembered[Document] = Remembered(CACHE_BYTES, lambda document: len(document.body) + 500)
         self._alphas: Remembered[ModelAlphas] = Remembered(CACHED_ALPHAS, lambda _: 1)
+        self._waiting: list[tuple[AllocationRow, asyncio.Future[bool]]] = []
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return ``function(*args, **kwargs)``, called in a thread; meant for the methods of ``sync``."""
@@ -100,7 +114,7 @@ class AsyncStore:
         known = self._documents.get(id)
         if known is not None:
             return known, False
-        new = await asyncio.wrap_future(self._writer.put(AllocationRow(id, body, request, analysis_id)))
+        new = await self._written(AllocationRow(id, body, request, analysis_id))
         if not new:
             stored = await self.document(id)
             if stored is not None:
@@ -125,6 +139,30 @@ class AsyncStore:
         """Write what waits, then close the store."""
         self._writer.close()
         self.sync.close()
+
+    async def _written(self, row: AllocationRow) -> bool:
+        """Return whether ``row`` is new, once it is committed.
+
+        Rows of one turn of the event loop are handed over together: the writer's thread would otherwise wake for the
+        first and commit it alone.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._hand_over)
+        self._waiting.append((row, future))
+        return await future
+
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for row, future in waiting:
+            try:
+                written = asyncio.wrap_future(self._writer.put(row))
+            except StorageError as exc:
+                if not future.done():
+                    future.set_exception(exc)
+            else:
+                written.add_done_callback(partial(_pass_on, future))
 
     def _read_alphas(self, analysis_id: str) -> ModelAlphas | None:
         content = self.sync.result(analysis_id)
