@@ -36,6 +36,7 @@ def check_all(found, matrices, estimator=NAME):
         same_fit(found[position].fit, FITS[estimator](expected.eigs), matrix.name)
 
 
+@pytest.mark.timeout(900)  # half a minute of CPU time, on machines that others use too
 @pytest.mark.parametrize("which", ["minilm", "smollm2"])
 def test_a_real_model_whole(which, minilm_file, smollm2_file):
     """Every block matrix and every estimator against the numpy path; ties that fell otherwise are listed."""
