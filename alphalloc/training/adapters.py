@@ -111,15 +111,13 @@ def _scheduled_lora(model: Any, settings: AdapterSettings, schedule: ExpertSched
     """Rank experts x r in every slot of the schedule, which may be a module and may have a rank of its own."""
     from alphalloc.export.lora import lora_plan
     from alphalloc.export.options import ExportOptions
-    from alphalloc.peft.blocks import block_of
-    from alphalloc.peft.targets import features
 
     targets = _targets(model, settings)
     options = ExportOptions(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
         target_modules=None if isinstance(targets, str) else tuple(targets),
-        module_paths=tuple(path for path, module in model.named_modules() if block_of(path) and features(module)),
+        module_paths=tuple(_block_linears(model)),
     )
     plan = lora_plan(schedule, options)
     return {
@@ -139,7 +137,7 @@ def _equal_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedule)
     moe = _moe_config(settings, schedule, 0)
     moe.target_modules = _targets(model, settings)
     if moe.target_modules == "all-linear":
-        moe.target_modules = r".*\.\d+\..*"
+        moe.target_modules = _block_linears(model)
     places = place(model, moe)
     shapes = [
         ModuleShape(position, "", path, *(features(model.get_submodule(path)) or (0, 0)))
@@ -159,6 +157,14 @@ def _equal_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedule)
         "rank_pattern": others,
         "alpha_pattern": {key: _whole(scale * rank) for key, rank in others.items()},
     }
+
+
+def _block_linears(model: Any) -> list[str]:
+    from alphalloc.peft.blocks import block_of, inside_routed_expert
+    from alphalloc.peft.targets import features
+
+    paths = [path for path, module in model.named_modules() if block_of(path) and features(module)]
+    return [path for path in paths if not inside_routed_expert(path)]
 
 
 def _targets(model: Any, settings: AdapterSettings) -> Any:
