@@ -88,6 +88,11 @@ class HeatMap:
 AnyChart = Chart | HeatMap
 
 
+def natural_height(chart: AnyChart, least: int) -> int:
+    """Return the height in pixels that suits ``chart``: ``least``, or what the rows of a map need to be told apart."""
+    return max(least, 70 + 12 * len(chart.y_labels)) if isinstance(chart, HeatMap) else least
+
+
 def colour(position: int) -> str:
     """Return the colour of the series at ``position``; they repeat after eight."""
     return COLOURS[position % len(COLOURS)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphalloc.errors import MissingExtraError
 from alphalloc.report import model_charts
-from alphalloc.report.charts import GREY, SCALE, AnyChart, Chart, HeatMap, Series
+from alphalloc.report.charts import GREY, SCALE, AnyChart, Chart, HeatMap, Series, natural_height
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -162,6 +162,8 @@ def _annotation(chart: Chart, position: int) -> dict[str, Any]:
 
 def _heat_map(chart: HeatMap) -> dict[str, Any]:
     low, high = chart.limits
+    rows = len(chart.y_labels)
+    every = 1 if rows <= 24 else 2 if rows <= 48 else 4
     trace = {
         "type": "heatmap",
         "z": [list(row) for row in chart.values],
@@ -176,15 +178,13 @@ def _heat_map(chart: HeatMap) -> dict[str, Any]:
         f"{chart.x_title} %{{customdata[1]}}<br>{chart.value_title} %{{z:.4g}}<extra></extra>",
         "hoverongaps": False,
         "xgap": 1 if len(chart.x_labels) <= 48 else 0,
-        "ygap": 1,
+        "ygap": 1 if rows <= 24 else 0,
     }
     layout = _layout(chart)
     layout["xaxis"] |= {**_label_axis(chart.x_labels), "showgrid": False}
-    rows = len(chart.y_labels)
-    names = [escape(text) for text in chart.y_labels]
     layout["yaxis"] |= {
-        "tickvals": list(range(rows)),
-        "ticktext": names,
+        "tickvals": list(range(0, rows, every)),
+        "ticktext": [escape(text) for text in chart.y_labels[::every]],
         "range": [rows - 0.5, -0.5],
         "showgrid": False,
     }
@@ -193,7 +193,7 @@ def _heat_map(chart: HeatMap) -> dict[str, Any]:
 
 def _layout(chart: AnyChart) -> dict[str, Any]:
     return {
-        "height": HEIGHT,
+        "height": natural_height(chart, HEIGHT),
         "margin": {"l": 64, "r": 16, "t": 40, "b": 48},
         "xaxis": {"title": {"text": escape(chart.x_title)}, "zeroline": False},
         "yaxis": {"title": {"text": escape(chart.y_title)}, "zeroline": False, "automargin": True},

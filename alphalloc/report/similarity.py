@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alphalloc.checkpoint.matrices import StoredTensor
 from alphalloc.checkpoint.safetensors import read_headers
 from alphalloc.errors import DocumentError
 
@@ -48,14 +49,15 @@ def expert_similarity(folder: Path, num_experts: Mapping[str, int] | None = None
         experts = router.shape[0] if router is not None else (num_experts or {}).get(module, 1)
         if second is None or experts < 2 or first.shape[0] % experts or second.shape[1] != first.shape[0]:
             continue
-        found.append(_alike(module, first.load(), second.load(), experts))
+        found.append(_alike(module, first, second, experts))
     return tuple(found)
 
 
-def _alike(module: str, a: object, b: object, experts: int) -> Alike:
+def _alike(module: str, first: StoredTensor, second: StoredTensor, experts: int) -> Alike:
     import numpy as np
 
-    a_RI, b_OR = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    a_RI = np.array(first.load(), dtype=np.float64)  # copied at once: the next tensor is read into the same buffer
+    b_OR = np.array(second.load(), dtype=np.float64)
     rank = len(a_RI) // experts
     products = ((b_OR.T @ b_OR) * (a_RI @ a_RI.T)).reshape(experts, rank, experts, rank).sum((1, 3))
     norms = np.sqrt(np.diag(products))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from alphalloc.report.charts import SCALE, AnyChart, Chart, HeatMap, Series, number
+from alphalloc.report.charts import SCALE, AnyChart, Chart, HeatMap, Series, natural_height, number
 
 WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
@@ -44,7 +44,11 @@ class Axis:
 
 
 def picture(chart: AnyChart, *, height: int = HEIGHT) -> str:
-    """Return the chart as one ``<svg>`` element, named and described for screen readers, in the page's colours."""
+    """Return the chart as one ``<svg>`` element, named and described for screen readers, in the page's colours.
+
+    ``height`` is the least; a map of many rows takes more.
+    """
+    height = natural_height(chart, height)
     return _frame(drawing(chart, height=height), height, chart.title, chart.summary)
 
 
@@ -270,7 +274,9 @@ def _heat_map(chart: HeatMap, height: int) -> str:
             for column, value in enumerate(values)
             if value is not None
         )
-        parts.append(cells + _text(left - 8, y.at(row) + 4, _short(name), anchor="end"))
+        parts.append(cells)
+        if row % max(1, math.ceil(13 / tall)) == 0:
+            parts.append(_text(left - 8, y.at(row) + 4, _short(name), anchor="end"))
     if chart.x_labels:
         parts += [
             _text(place, height - BOTTOM + 17, text, soft=True) for place, text in _label_ticks(chart.x_labels, x)

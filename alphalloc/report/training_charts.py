@@ -159,7 +159,7 @@ def similarity(alike: Sequence[Alike], routing: Sequence[RoutingLine]) -> HeatMa
     return HeatMap(
         key="similarity",
         title="Similarity between experts",
-        summary=f"Cosine between the updates of a linear's experts: {fmean(means):.3f} on average; 1: the same.",
+        summary=f"Cosine between the updates of a linear's experts: {fmean(means):.3f} on average.",
         x_title="layer",
         y_title="role",
         x_labels=_labels(places),

@@ -39,14 +39,18 @@ def _run_html(folder: Path, run: Run, *, light: bool) -> str:
     shown = _known(training_charts.loss([(folder.name, run)]), *routing_charts(run))
     recipe = run.card.get("recipe") or {}
     adapter = recipe.get("adapter") or {}
+    result = run.card.get("result") or {}
     facts = _pairs(
         ("status", run.card.get("status")),
         ("adapter", adapter.get("method")),
         ("trainable parameters", (run.card.get("parameters") or {}).get("trainable")),
-        *((name.replace("_", " "), value) for name, value in (run.card.get("result") or {}).items()),
+        *((name.replace("_", " "), result.get(name)) for name in ("steps", "train_loss", "eval_loss", "eval_accuracy")),
+        ("seconds", result.get("seconds")),
+        ("peak memory, MB", round(result["peak_memory"] / 1e6) if isinstance(result.get("peak_memory"), int) else None),
     )
     origin = _pairs(
         ("model", (run.card.get("model") or {}).get("id")),
+        ("schedule", result.get("schedule_id")),
         ("rank", adapter.get("r")),
         ("seed", (recipe.get("run") or {}).get("seed", recipe.get("seed"))),
         *((run.card.get("versions") or {}).items()),
@@ -130,10 +134,10 @@ def _runs(folder: Path, arms: Sequence[Arm]) -> list[tuple[str, Run]]:
 
 def _findings(found: ComparisonDocument) -> list[str]:
     sentences = []
-    for pair in found.paired:
+    for pair in found.paired:  # told apart: other seeds would say the same, and other examples too
         intervals = [bounds for bounds in (pair.interval, pair.question_interval) if bounds is not None]
         apart = len(intervals) == 2 and all(low > 0 or high < 0 for low, high in intervals)
-        verdict = "both intervals exclude zero" if apart else "not told apart: an interval holds zero or is not known"
+        verdict = "both intervals exclude zero" if apart else "not told apart"
         sentences.append(f"{pair.first} minus {pair.second}: {pair.difference:+.3f}; {verdict}.")
     return sentences
 
@@ -174,8 +178,10 @@ def _sentence(shown: Sequence[AnyChart]) -> str:
 
 def _pairs(*given: tuple[str, Any]) -> tuple[tuple[str, str], ...]:
     """Names with values that are text or numbers, as text."""
-    return tuple(
-        (name, number(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
-        for name, value in given
-        if isinstance(value, str | int | float) and value != ""
-    )
+    return tuple((name, _text(value)) for name, value in given if isinstance(value, str | int | float) and value != "")
+
+
+def _text(value: str | float) -> str:
+    if isinstance(value, str | bool):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else number(value)

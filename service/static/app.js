@@ -173,6 +173,7 @@ async function switchSource() {
   clearProblem();
   if (chosen === "paste") pasted();
   if (chosen === "known") {
+    $("analysis-note").textContent = "asking …";
     await trying(async () => {
       await listAnalyses();
       await takeAnalysis($("analysis").value);
