@@ -62,7 +62,7 @@ async def list_analyses(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(max_length=100, description="the `next_cursor` of the page before")] = None,
     status: Annotated[Literal["queued", "running", "succeeded", "failed", "cancelled"] | None, Query()] = None,
-    model: Annotated[str | None, Query(max_length=4096, description="the hub id or path that was asked for")] = None,
+    model: Annotated[str | None, Query(max_length=300, description="the hub id or path that was asked for")] = None,
 ) -> Response:
     """Return analyses, newest first. Pages neither repeat nor miss an analysis while others come in."""
     store: AsyncStore = request.app.state.store
