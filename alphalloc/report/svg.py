@@ -11,7 +11,7 @@ from alphalloc.report.charts import SCALE, AnyChart, Chart, HeatMap, Series, nat
 
 WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
-CHARACTER = 6.6  # mean width of one at 12 px; SVG cannot measure text
+CHARACTER = 6.9  # mean width of one at 12 px; SVG cannot measure text
 
 # Colours of a picture that stands alone; in a page its style sheet decides.
 STYLE = (
