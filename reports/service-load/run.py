@@ -49,7 +49,7 @@ class Server:
         self.process = subprocess.Popen(
             command, env={**os.environ, **QUIET, **environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.url}/openapi.json").read()
