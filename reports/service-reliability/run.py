@@ -80,6 +80,12 @@ def _kills_section(found: dict[str, Any]) -> list[str]:
             "seconds from a kill to the next attempt of that analysis, median and longest",
             lambda r: f"{statistics.median(r['recovery_seconds']):.2f}, {max(r['recovery_seconds']):.2f}",
         ),
+        (
+            f"of them longer than the target, lease + 5 s = {LEASE_SECONDS + 5:g} s",
+            lambda r: (
+                f"{sum(s > r['lease_seconds'] + 5 for s in r['recovery_seconds'])} of {len(r['recovery_seconds'])}"
+            ),
+        ),
         ("seconds in all", lambda r: str(r["seconds"])),
     ]
     how = (
