@@ -116,7 +116,8 @@ def table(found: Evaluation) -> str:
     width = max(len("task"), *(len(name) for name, _ in rows))
     lines = [f"{'task':{width}}  accuracy  95 % (Wilson)     correct"]
     lines += [
-        f"{name:{width}}  {score.accuracy:8.3f}  [{score.low:.3f}, {score.high:.3f}]  {score.correct:>4} of {score.total}"
+        f"{name:{width}}  {score.accuracy:8.3f}  [{score.low:.3f}, {score.high:.3f}]  "
+        f"{score.correct:>4} of {score.total}"
         for name, score in rows
     ]
     return "\n".join(lines) + "\n"

@@ -223,6 +223,7 @@ def _seed_result(seed: int, run: Path, trained: dict[str, Any] | None, found: di
         correct=found["correct"],
         total=found["total"],
         seconds=trained["seconds"],
+        cpu_seconds=trained.get("cpu_seconds"),
         peak_memory=trained["peak_memory"],
         train_loss=trained["train_loss"],
         folder=run.as_posix(),
@@ -245,6 +246,6 @@ def _notes(recipe: ComparisonRecipe, arms: Sequence[Any]) -> tuple[str, ...]:
         + ("." if len(equal) == len(arms) else ", those marked as of any size excepted."),
         tuned,
         "The test split was opened once, after all training.",
-        f"Intervals over seeds are Student's, of {len(recipe.seeds)} seeds; those over test examples keep the seeds fixed.",
+        f"Intervals over {len(recipe.seeds)} seeds are Student's; those over test examples keep the seeds fixed.",
     ]
     return tuple(notes)

@@ -21,6 +21,7 @@ class SeedResult:
         seed: of the training.
         accuracy, low, high, correct, total: on the test, with Wilson's 95 % interval.
         seconds: of the training, wall time.
+        cpu_seconds: of the training, processor time; None where it was resumed or is not known.
         peak_memory: bytes at most in use while training; None where it cannot be measured.
         train_loss: mean over the training.
         folder: of the run, in the comparison's folder.
@@ -34,6 +35,7 @@ class SeedResult:
     correct: int
     total: int
     seconds: float
+    cpu_seconds: float | None
     peak_memory: int | None
     train_loss: float | None
     folder: str

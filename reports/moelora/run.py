@@ -8,6 +8,7 @@ similarity.json, similarity.svg and README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,14 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import platformdirs
 
-HERE = Path(__file__).parent
-sys.path.insert(1, str(HERE.parent / "schedule-comparison"))  # the questions and the recipe's paths are the same
-
-import importlib.util
-
 from alphalloc.documents import pretty_json, write_atomic
 from alphalloc.training.compare import compare_schedules
 
+HERE = Path(__file__).parent
+sys.path.insert(1, str(HERE.parent / "schedule-comparison"))  # the questions and the recipe's paths are the same
 WORK = Path(platformdirs.user_cache_dir("alphalloc")) / "reports" / "moelora"
 PROMPTS = 64  # test questions that the experts' outputs are compared on
 ARMS = ("moelora", "moelora-no-contrast")
@@ -53,9 +51,11 @@ def main() -> None:
     if options.no_report:
         return
     from moelora_page import draw, page
+    from page import draw as draw_accuracy
 
     shutil.copyfile(runs / "comparison.json", HERE / "comparison.json")
     write_atomic(HERE / "similarity.json", pretty_json(similarity))
+    draw_accuracy(found, HERE / "accuracy.svg")
     draw(similarity, HERE / "similarity.svg")
     write_atomic(HERE / "README.md", page(found, similarity))
 
@@ -78,7 +78,8 @@ def similarities(recipe: Any, run: Path) -> list[dict[str, Any]]:
 def _shared() -> Any:
     """The other report's run.py, under a name of its own: this file is called the same."""
     spec = importlib.util.spec_from_file_location("schedule_comparison", HERE.parent / "schedule-comparison" / "run.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
