@@ -15,6 +15,7 @@ OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE = 120.0  # seconds that anything may take on a busy machine
 SERIOUS = ("serious", "critical")
 
 
@@ -23,7 +24,7 @@ def chromium() -> Iterator[Browser]:
     """A browser that is closed afterwards. A missing one is an error, never a skip: `make test` installs it."""
     assert CHROMIUM.exists(), f"{CHROMIUM} is missing: apt-get install -y --no-install-recommends chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, timeout=1000 * PATIENCE)
         try:
             yield browser
         finally:
@@ -35,6 +36,7 @@ class Watched:
 
     def __init__(self, browser: Browser, **options: object) -> None:
         self.page: Page = browser.new_page(**options)
+        self.page.set_default_timeout(1000 * PATIENCE)
         self.trouble: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
@@ -42,7 +44,7 @@ class Watched:
         self.page.on("request", lambda request: self.requests.append(request.url))
 
 
-def until(page: Page, expression: str, arg: object = None, *, seconds: float = 60.0) -> None:
+def until(page: Page, expression: str, arg: object = None, *, seconds: float = PATIENCE) -> None:
     """Wait until the JavaScript ``expression`` holds. Playwright's own waiting needs eval, which our policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression, arg):
