@@ -23,7 +23,13 @@ class JobProcess:
     """A running child, the leader of its own process group, so that it can be killed with all it started."""
 
     def __init__(
-        self, request: dict[str, Any], settings: Settings, folder: Path, backend: str, ray_address: str | None
+        self,
+        request: dict[str, Any],
+        settings: Settings,
+        folder: Path,
+        backend: str,
+        ray_address: str | None,
+        id: str = "",
     ) -> None:
         self._reader, writer = Pipe(duplex=False)
         with contextlib.closing(writer):
@@ -35,7 +41,7 @@ class JobProcess:
                 start_new_session=True,  # and Ctrl-C in a terminal is the worker's to handle
                 env={name: value for name, value in os.environ.items() if name != "ALPHALLOC_DATABASE_URL"},
             )
-        job = {"request": request, "folder": str(folder), "backend": backend, "ray_address": ray_address}
+        job = {"id": id, "request": request, "folder": str(folder), "backend": backend, "ray_address": ray_address}
         stdin = self._process.stdin
         assert stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: receive() will say so

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from multiprocessing.connection import Connection
 from typing import Any
 
+from . import logs
 from .confinement import check_download, confine
 from .handover import read_line, when_closed
 from .settings import Settings
@@ -35,7 +36,8 @@ def main() -> None:
     settings, job = read_line(sys.stdin.buffer)
     when_closed(sys.stdin.buffer, lambda: os.killpg(0, signal.SIGKILL))
     confine(settings, job["folder"])
-    logging.basicConfig(level=logging.WARNING)
+    logs.configure(settings.log_format, level=logging.WARNING)
+    logs.bind(job_id=job["id"])
 
     def tell(message: dict[str, Any]) -> None:
         pipe.send_bytes(json.dumps(message).encode())

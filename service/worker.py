@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from alphalloc.errors import SettingsError, StorageError
 
 from . import metrics
@@ -98,7 +100,8 @@ class Worker:
                 self._stop.wait(2 * IDLE_SECONDS)
                 continue
             if analysis is not None:
-                self._work(analysis, owner)
+                with structlog.contextvars.bound_contextvars(job_id=analysis.id):
+                    self._work(analysis, owner)
             elif once:
                 break
             else:
@@ -120,7 +123,9 @@ class Worker:
         started = time.monotonic()
         with _Lease(self._store, analysis.id, owner, self._settings.lease_seconds) as lease:
             try:
-                job = JobProcess(analysis.request, self._settings, self._folder, self._backend, self._ray_address)
+                job = JobProcess(
+                    analysis.request, self._settings, self._folder, self._backend, self._ray_address, analysis.id
+                )
             except OSError as exc:  # no memory or processes left on this machine: another may have some
                 logger.error("analysis %s: no process for it: %s", analysis.id, exc)
                 self._persist(lambda: self._store.release(analysis.id, owner))

@@ -172,8 +172,9 @@ def visit(index: int, port: int, paths: list[str], until: float, seen: Seen) -> 
 
 def submit_jobs(port: int, names: list[str], until: float, seen: Seen, ids: list[str]) -> None:
     """Have a new analysis started every JOB_SECONDS; the share of the tail makes each another one."""
-    client, number = Client(port), 0
+    number = 0
     while time.monotonic() < until - JOB_SECONDS:
+        client = Client(port)  # the service drops a connection that is idle for five seconds
         number += 1
         body = {
             "model": {"path": names[number % len(names)]},
@@ -246,11 +247,10 @@ def measure(minutes: float) -> dict[str, Any]:
                 thread.start()
             for thread in threads:
                 thread.join()
-            client = Client(port)
             ends: Counter[str] = Counter()
             for id in ids:
                 for _ in range(60):
-                    state = json.loads(client.request("GET", f"/v1/analyses/{id}")[1])["status"]
+                    state = json.loads(Client(port).request("GET", f"/v1/analyses/{id}")[1])["status"]
                     if state not in ("queued", "running"):
                         break
                     time.sleep(1)

@@ -97,7 +97,7 @@ class RunningService:
         answer, content = self.request(method, path, body, headers)
         return answer.status, json.loads(content) if content else None
 
-    def finished(self, analysis_id: str, seconds: float = 60) -> dict[str, Any]:
+    def finished(self, analysis_id: str, seconds: float = 240) -> dict[str, Any]:
         """Wait for the end of an analysis and return it."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
