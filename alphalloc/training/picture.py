@@ -24,7 +24,14 @@ def draw_routing(run: Path, target: Path | None = None) -> Path | None:
         import matplotlib
     except ImportError as exc:
         raise MissingExtraError("pictures need matplotlib: pip install 'alphalloc[train]'") from exc
-    matplotlib.use("Agg", force=False)
+    path = run / "routing.svg" if target is None else target
+    # Text stays text, and the same run gives the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "alphalloc"}):
+        _figure(lines).savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _figure(lines: Sequence[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     layers = list(dict.fromkeys((line["stack"], line["layer"]) for line in lines))
@@ -38,9 +45,7 @@ def draw_routing(run: Path, target: Path | None = None) -> Path | None:
     ):
         axes.set_ylabel("layer")
         figure.colorbar(cells, ax=axes, label=label)
-    path = run / "routing.svg" if target is None else target
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    return figure
 
 
 def _loads(axes: Any, lines: Sequence[dict[str, Any]], layers: Sequence[tuple[str, int]]) -> None:
