@@ -17,7 +17,7 @@ from alphalloc.allocation import ExpertSchedule
 from alphalloc.documents import pretty_json, write_atomic
 from alphalloc.errors import DatasetError, TrainingError
 from alphalloc.training import runs
-from alphalloc.training.comparison import Comparison, SeedResult, arm_result, paired_results
+from alphalloc.training.comparison import ArmResult, Comparison, SeedResult, arm_result, paired_results
 from alphalloc.training.comparison_recipe import Arm, ComparisonRecipe
 from alphalloc.training.data import Example, examples_digest, read_examples
 from alphalloc.training.recipe import Recipe
@@ -167,43 +167,20 @@ def _measure(
         for seed in recipe.seeds
     }
     runs.open_test(folder / "test.json", digest, len(test), adapters)
-    arms = []
-    for plan in plans:
-        results = []
-        for seed in recipe.seeds:
-            run = _run_folder(folder, plan.arm.name, seed)
-            training = _training(recipe, plan, seed, run, plan.tuned)
-            found = runs.ensure_evaluated(training, run, "test", test, recipe.test, say)
-            results.append(_seed_result(seed, run.relative_to(folder), runs.read_record(run / "finished.json"), found))
-        arms.append(
-            arm_result(
-                plan.arm.name,
-                results,
-                reference=plans[0].size.parameters,
-                parameters=plan.size.parameters,
-                any_size=plan.arm.any_size,
-                schedule=plan.schedule.id,
-                num_experts=tuple(layer.num_experts for layer in plan.schedule.layers),
-                tuned=plan.tuned,
-            )
-        )
-    first = _training(recipe, plans[0], recipe.seeds[0], folder / "untrained")
+    reference = plans[0].size.parameters
+    arms = tuple(_measured(recipe, plan, folder, test, reference, say) for plan in plans)
+    first_run = _run_folder(folder, plans[0].arm.name, recipe.seeds[0])
+    first = _training(recipe, plans[0], recipe.seeds[0], first_run)
     untrained = runs.ensure_untrained(first, folder, test, recipe.test, say) if recipe.untrained else None
+    settings = recipe.test.model_dump(mode="json", include={"mode", "normalisation"})
     comparison = Comparison(
         task=recipe.task,
         model=Path(first.model).name,
-        steps=int(
-            (runs.read_record(_run_folder(folder, plans[0].arm.name, recipe.seeds[0]) / "finished.json") or {})["steps"]
-        ),
+        steps=runs.finished_record(first_run)["steps"],
         batch_size=first.optim.batch_size,
-        test={
-            "sha256": digest,
-            "examples": len(test),
-            "mode": recipe.test.mode,
-            "normalisation": recipe.test.normalisation,
-        },
+        test={"sha256": digest, "examples": len(test), **settings},
         untrained=untrained,
-        arms=tuple(arms),
+        arms=arms,
         paired=paired_results(arms),
         notes=_notes(recipe, arms),
         environment=runs.environment(),
@@ -213,8 +190,29 @@ def _measure(
     return comparison
 
 
-def _seed_result(seed: int, run: Path, trained: dict[str, Any] | None, found: dict[str, Any]) -> SeedResult:
-    assert trained is not None
+def _measured(
+    recipe: ComparisonRecipe, plan: Plan, folder: Path, test: list[Example], reference: int, say: Progress
+) -> ArmResult:
+    """One arm's runs on the test split; ``reference`` is the size that its own is compared with."""
+    results = []
+    for seed in recipe.seeds:
+        run = _run_folder(folder, plan.arm.name, seed)
+        training = _training(recipe, plan, seed, run, plan.tuned)
+        found = runs.ensure_evaluated(training, run, "test", test, recipe.test, say)
+        results.append(_seed_result(seed, run.relative_to(folder), runs.finished_record(run), found))
+    return arm_result(
+        plan.arm.name,
+        results,
+        reference=reference,
+        parameters=plan.size.parameters,
+        any_size=plan.arm.any_size,
+        schedule=plan.schedule.id,
+        num_experts=tuple(layer.num_experts for layer in plan.schedule.layers),
+        tuned=plan.tuned,
+    )
+
+
+def _seed_result(seed: int, run: Path, trained: dict[str, Any], found: dict[str, Any]) -> SeedResult:
     return SeedResult(
         seed=seed,
         accuracy=found["accuracy"],
@@ -231,7 +229,7 @@ def _seed_result(seed: int, run: Path, trained: dict[str, Any] | None, found: di
     )
 
 
-def _notes(recipe: ComparisonRecipe, arms: Sequence[Any]) -> tuple[str, ...]:
+def _notes(recipe: ComparisonRecipe, arms: Sequence[ArmResult]) -> tuple[str, ...]:
     """What a reader must know to read the tables."""
     equal = [arm for arm in arms if not arm.any_size]
     widest = max(abs(arm.size_difference) for arm in equal)

@@ -113,8 +113,9 @@ class ComparisonRecipe(Section):
         Raises RecipeError for a key that does not exist, a value out of range, or an arm that changes more than its
         schedule and adapter: hyper-parameters are the same for all, or tuned for all.
         """
-        for arm in values.get("arms") or []:
-            other = set(arm if isinstance(arm, dict) else {}) & set(Recipe.model_fields) - {*ARM_SECTIONS}
+        arms = values.get("arms")
+        for arm in arms if isinstance(arms, list | tuple) else ():
+            other = set(arm) & set(Recipe.model_fields) - {*ARM_SECTIONS} if isinstance(arm, dict) else set()
             if other:
                 raise RecipeError(
                     f"{where}: arm {arm.get('name')!r} sets {', '.join(sorted(other))}; arms differ in schedule and "

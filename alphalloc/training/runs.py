@@ -148,6 +148,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def finished_record(run: Path) -> dict[str, Any]:
+    """Return what finished.json of a run holds. Raises TrainingError when the run is not finished."""
+    record = read_record(run / "finished.json")
+    if record is None:
+        raise TrainingError(f"{run}: expected a finished run, its finished.json is missing; train it again")
+    return record
+
+
 def environment() -> dict[str, Any]:
     """Return what the figures depend on: machine, threads and library versions."""
     import peft

@@ -75,6 +75,8 @@ def method(found: Any) -> str:
 - Test: {found.test["examples"]} questions of any length. The answer is the label word with the largest likelihood,
   summed over its tokens.
 {notes}
+- One learning rate serves all arms. At the same rate a plain LoRA of rank 42 moves further in a step than two of five
+  experts of rank 8 do, so a rate chosen for each arm (`tune` in the recipe) could rank them differently.
 - Machine: {machine["cores"]} shared cores, {machine["threads"]} thread, torch {machine["torch"]}, transformers
   {machine["transformers"]}, peft {machine["peft"]}; {time}wall times are of a busy machine and compare nothing.
 - Raw figures, with every test question's outcome: [comparison.json](comparison.json). Remake:
