@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,12 +197,11 @@ def memory_of(pid: int) -> tuple[int, int]:
 
 def worker_of(pid: int) -> int | None:
     """Return the worker that the server holds beside itself."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    children += [child for thread in threads for child in (thread / "children").read_text().split()]
-    for child in dict.fromkeys(children):
-        if "alphalloc_service.embedded" in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
-            return int(child)
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):  # it may be gone by now
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"alphalloc_service.embedded" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
     return None
 
 
@@ -211,8 +211,9 @@ def watch(pid: int, until: float, samples: list[dict[str, float]]) -> None:
     while time.monotonic() < until:
         sample: dict[str, float] = {"seconds": round(time.monotonic() - began, 1)}
         for name, process in (("server", pid), ("worker", worker_of(pid))):
-            if process is not None:
-                sample[f"{name}_rss"], sample[f"{name}_fds"] = memory_of(process)
+            with suppress(OSError):
+                if process is not None:
+                    sample[f"{name}_rss"], sample[f"{name}_fds"] = memory_of(process)
         samples.append(sample)
         time.sleep(10)
 
@@ -240,9 +241,12 @@ def measure(minutes: float) -> dict[str, Any]:
             samples: list[dict[str, float]] = []
             ids: list[str] = []
             until = time.monotonic() + 60 * minutes
-            threads = [threading.Thread(target=visit, args=(at, port, paths, until, seen)) for at in range(THREADS)]
-            threads.append(threading.Thread(target=submit_jobs, args=(port, names, until, seen, ids)))
-            threads.append(threading.Thread(target=watch, args=(process.pid, until, samples)))
+            threads = [
+                threading.Thread(target=visit, daemon=True, args=(at, port, paths, until, seen))
+                for at in range(THREADS)
+            ]
+            threads.append(threading.Thread(target=submit_jobs, daemon=True, args=(port, names, until, seen, ids)))
+            threads.append(threading.Thread(target=watch, daemon=True, args=(process.pid, until, samples)))
             for thread in threads:
                 thread.start()
             for thread in threads:
