@@ -629,16 +629,17 @@ def injecting(service: Service) -> Tries:
     return found
 
 
-def measure() -> Tries:
+def measure() -> Iterator[Try]:
+    """Yield the tries as they are made."""
     with tempfile.TemporaryDirectory(prefix="alphalloc-attack-") as text:
         folder = Path(text)
         for name in ("keyed", "open", "public"):
             (folder / name).mkdir()
-        found = listening(folder / "public")
+        yield from listening(folder / "public")
         keyed = Service(folder / "keyed", worker="false")
         key = keyed.command("keys", "create", "reader", "--scope", "read").stdout.strip()
         with keyed.running():
-            found += getting_in(keyed, key)
+            yield from getting_in(keyed, key)
         place = folder / "open"
         (place / "models" / "tiny").mkdir(parents=True)
         (place / "secret").mkdir()
@@ -653,12 +654,11 @@ def measure() -> Tries:
                 from_a_web_page, files_and_requests, injecting, checkpoints, using_it_up,
             )  # fmt: skip
             for step in steps:
-                found += step(service)
+                yield from step(service)
             alive = service.ask("GET", "/readyz")
-            found.append(Try("Afterwards", "is it ready?", "^200", alive))
+            yield Try("Afterwards", "is it ready?", "^200", alive)
             errors = [line for line in service.log.splitlines() if '"exception"' in line or '"status": 500' in line]
-            found.append(Try("Afterwards", "answers of 500 and exceptions in the log", "^0$", str(len(errors))))
-    return found
+            yield Try("Afterwards", "answers of 500 and exceptions in the log", "^0$", str(len(errors)))
 
 
 def page(found: Tries) -> str:
@@ -686,9 +686,10 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the services are stopped too
-    found = measure()
-    for one in found:
-        print(f"{'held  ' if one.held else 'BROKEN'} {one.topic}: {one.what} -> {one.answer}")
+    found = []
+    for one in measure():
+        found.append(one)
+        print(f"{'held  ' if one.held else 'BROKEN'} {one.topic}: {one.what} -> {one.answer}", flush=True)
     if not options.no_report:
         (HERE / "results.json").write_text(
             json.dumps([{**vars(one), "held": one.held} for one in found], indent=1) + "\n"

@@ -48,9 +48,11 @@ def test_a_client_that_says_nothing_is_dropped(port: int, said: bytes) -> None:
 
 
 def test_a_client_that_drips_is_dropped(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
-            drip(connection)
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+        pytest.raises(OSError, match=r"reset|[Bb]roken pipe"),
+    ):
+        drip(connection)
 
 
 def drip(connection: socket.socket) -> None:

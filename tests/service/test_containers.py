@@ -1,0 +1,145 @@
+"""The descriptions of containers: linted, valid by their schemas, and of one mind with the code they start."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from alphalloc_service.server import GRACEFUL_SECONDS
+from alphalloc_service.settings import Settings
+from typer.testing import CliRunner
+
+from alphalloc.cli.app import build_app
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = ("compose.yaml", "compose.scale.yaml")
+VARIABLES = {f"ALPHALLOC_{field.name.upper()}" for field in fields(Settings)}
+
+
+def program(name: str) -> str:
+    found = Path(sys.executable).with_name(name)
+    if not found.exists():
+        pytest.skip(f"{name} is not installed")
+    return str(found)
+
+
+def compose(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / name).read_text()))
+
+
+def objects() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text()))
+
+
+def test_the_dockerfile_is_linted() -> None:
+    run = subprocess.run([program("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_files_fit_the_specification(name: str) -> None:
+    command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", name]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("document", objects(), ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+def test_kubernetes_objects_fit_their_schemas(document: dict[str, Any]) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def test_the_image_holds_no_root_and_no_compiler() -> None:
+    last = DOCKERFILE.split("AS runtime")[1]
+    assert "USER 10001:10001" in last
+    assert "HEALTHCHECK" in last
+    assert "STOPSIGNAL SIGTERM" in last
+    assert "pip install" not in last
+    assert "apt-get" not in DOCKERFILE
+    assert {"cpu", "cuda"} <= set(re.findall(r"^FROM runtime AS (\w+)$", DOCKERFILE, re.MULTILINE))
+    for label in ("title", "licenses", "version", "revision"):
+        assert f"org.opencontainers.image.{label}" in last
+
+
+def test_what_is_copied_exists_and_is_not_ignored() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        for source in line.split():
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored, source
+
+
+def environments() -> list[tuple[str, str]]:
+    found = [("Dockerfile", name) for name in re.findall(r"\b(ALPHALLOC_[A-Z_]+)=", DOCKERFILE)]
+    for name in COMPOSE:
+        for service in compose(name)["services"].values():
+            found += [
+                (name, variable) for variable in service.get("environment", {}) if variable.startswith("ALPHALLOC_")
+            ]
+    for text in re.findall(r"ALPHALLOC_[A-Z_]+", (ROOT / "deploy" / "kubernetes.yaml").read_text()):
+        found.append(("kubernetes.yaml", text))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("where", "variable"), environments())
+def test_every_variable_is_a_setting(where: str, variable: str) -> None:
+    assert variable in VARIABLES
+
+
+def commands() -> list[list[str]]:
+    found = [
+        service["command"] for name in COMPOSE for service in compose(name)["services"].values() if "command" in service
+    ]
+    for one in objects():
+        if one["kind"] in ("Deployment", "Job"):
+            found += [container["args"] for container in one["spec"]["template"]["spec"]["containers"]]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_is_one_of_ours(command: list[str]) -> None:
+    words = [word for word in command if not word.startswith("-")]
+    answer = CliRunner().invoke(build_app(), [*words, "--help"])
+    assert answer.exit_code == 0, answer.output
+    for option in set(command) - set(words):
+        assert option in answer.output
+
+
+def test_services_are_hardened() -> None:
+    for name in COMPOSE:
+        for service_name, service in compose(name)["services"].items():
+            if service_name == "database":
+                continue
+            assert service["read_only"] is True
+            assert service["cap_drop"] == ["ALL"]
+            assert "no-new-privileges:true" in service["security_opt"]
+            assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+    for one in objects():
+        if one["kind"] in ("Deployment", "Job"):
+            pod = one["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["automountServiceAccountToken"] is False
+            for container in pod["containers"]:
+                assert container["securityContext"]["readOnlyRootFilesystem"] is True
+                assert "memory" in container["resources"]["limits"]
+
+
+def test_a_stop_waits_for_requests_under_way() -> None:
+    assert int(compose("compose.yaml")["services"]["alphalloc"]["stop_grace_period"].rstrip("s")) > GRACEFUL_SECONDS
+    for one in objects():
+        if one["kind"] == "Deployment":
+            assert one["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > GRACEFUL_SECONDS
+
+
+def test_no_secret_stands_in_them() -> None:
+    for path in (ROOT / "Dockerfile", ROOT / "deploy" / "kubernetes.yaml", *(ROOT / name for name in COMPOSE)):
+        assert not re.search(r"hf_[A-Za-z0-9]{8,}|alph_[A-Za-z0-9]{8,}|://\w+:\w+@", path.read_text())
+    assert shutil.which("docker") is None or "checked" in (ROOT / "docs" / "containers.md").read_text()
