@@ -4,43 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
+from alphalloc.report.axes import BOTTOM, CHARACTER, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, short, text_at
 from alphalloc.report.charts import SCALE, AnyChart, Chart, HeatMap, Series, natural_height, number
-
-WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
-CHARACTER = 6.9  # mean width of one at 12 px; SVG cannot measure text
 
 # Colours of a picture that stands alone; in a page its style sheet decides.
 STYLE = (
     "<style>svg{--ink:#1f2328;--soft:#59636e;--grid:#d8dee4;--paper:#fff;font:12px system-ui,sans-serif}"
     "@media(prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9aa4af;--grid:#30363d;--paper:#0f1318}}</style>"
 )
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Where values lie between two pixels; ``log`` for a logarithmic one."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        """Return the pixel of ``value``."""
-        low, high = self._scaled(self.low), self._scaled(self.high)
-        return self.start + (self._scaled(value) - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return some round values within, with their text."""
-        return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self.log else value
 
 
 def picture(chart: AnyChart, *, height: int = HEIGHT) -> str:
@@ -59,7 +32,7 @@ def standalone(charts: Sequence[AnyChart], *, height: int = HEIGHT) -> str:
     """
     parts, offset = [STYLE], 0
     for chart in charts:
-        parts.append(_text(LEFT, offset + 22, chart.title, anchor="start", extra=' font-weight="600" font-size="14"'))
+        parts.append(text_at(LEFT, offset + 22, chart.title, anchor="start", extra=' font-weight="600" font-size="14"'))
         parts.append(f'<g transform="translate(0 {offset + 32})">{drawing(chart, height=height)}</g>')
         offset += height + 40
     described = " ".join(chart.summary for chart in charts)
@@ -91,7 +64,7 @@ def _lines_and_bars(chart: Chart, height: int) -> str:
     top = TOP + 18 * rows
     x, y = _x_axis(chart), _y_axis(chart, top, height)
     if x is None or y is None:
-        return _text(WIDTH / 2, height / 2, "nothing to draw", anchor="middle")
+        return text_at(WIDTH / 2, height / 2, "nothing to draw", anchor="middle")
     parts = [legend, _grid(chart, x, y, height)]
     bars = [series for series in chart.series if series.kind == "bars"]
     for series in sorted(chart.series, key=lambda one: one.kind != "bars"):
@@ -108,7 +81,7 @@ def _lines_and_bars(chart: Chart, height: int) -> str:
             near_end = place > WIDTH - 160
             side = -5 if near_end else 5
             anchor = "end" if near_end else "start"
-            parts.append(_text(place + side, top + 11 + 14 * i, mark.name, anchor=anchor))
+            parts.append(text_at(place + side, top + 11 + 14 * i, mark.name, anchor=anchor))
     return "".join(parts)
 
 
@@ -126,7 +99,7 @@ def _legend(chart: Chart) -> tuple[str, int]:
         if at + width > WIDTH - RIGHT and at > LEFT:
             at, row = float(LEFT), row + 1
         level = TOP + 18 * row
-        parts.append(_swatch(series, at, level) + _text(at + 16, level + 4, name, anchor="start"))
+        parts.append(_swatch(series, at, level) + text_at(at + 16, level + 4, name, anchor="start"))
         at += width
     return "".join(parts), row + 1
 
@@ -172,23 +145,23 @@ def _grid(chart: Chart, x: Axis, y: Axis, height: float) -> str:
     for value, text in y.ticks():
         level = y.at(value)
         parts.append(f'<path d="M{LEFT} {level:.1f}H{WIDTH - RIGHT}" stroke="var(--grid)"/>')
-        parts.append(_text(LEFT - 8, level + 4, text, anchor="end", soft=True))
+        parts.append(text_at(LEFT - 8, level + 4, text, anchor="end", soft=True))
     for place, text in _label_ticks(chart.labels, x) if chart.labels else [(x.at(v), t) for v, t in x.ticks()]:
         parts.append(f'<path d="M{place:.1f} {bottom}v4" stroke="var(--soft)"/>')
-        parts.append(_text(place, bottom + 17, text, soft=True))
+        parts.append(text_at(place, bottom + 17, text, soft=True))
     parts.append(f'<path d="M{LEFT} {bottom:.1f}H{WIDTH - RIGHT}" stroke="var(--soft)"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 8, chart.x_title))
+    parts.append(text_at((LEFT + WIDTH - RIGHT) / 2, height - 8, chart.x_title))
     middle = (y.start + y.end) / 2
-    parts.append(_text(14, middle, chart.y_title, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
+    parts.append(text_at(14, middle, chart.y_title, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
     return "".join(parts)
 
 
 def _label_ticks(labels: Sequence[str], x: Axis) -> list[tuple[float, str]]:
     """As many labels as fit beside one another."""
-    widest = CHARACTER * max(len(_short(text)) for text in labels) + 8
+    widest = CHARACTER * max(len(short(text)) for text in labels) + 8
     step = max(1, math.ceil(widest / ((x.end - x.start) / len(labels))))
     step = next(nice for nice in (1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, step) if nice >= step)
-    return [(x.at(i), _short(labels[i])) for i in range(0, len(labels), step)]
+    return [(x.at(i), short(labels[i])) for i in range(0, len(labels), step)]
 
 
 def _line(chart: Chart, series: Series, x: Axis, y: Axis) -> str:
@@ -261,7 +234,7 @@ def _whisker(series: Series, i: int, place: float, y: Axis) -> str:
 
 
 def _heat_map(chart: HeatMap, height: int) -> str:
-    left = min(24 + CHARACTER * max((len(_short(name)) for name in chart.y_labels), default=1), 170.0)
+    left = min(24 + CHARACTER * max((len(short(name)) for name in chart.y_labels), default=1), 170.0)
     x = Axis(-0.5, max(len(chart.x_labels), 1) - 0.5, left, WIDTH - 96)
     y = Axis(-0.5, max(len(chart.y_labels), 1) - 0.5, TOP, height - BOTTOM)
     low, high = chart.limits
@@ -276,12 +249,12 @@ def _heat_map(chart: HeatMap, height: int) -> str:
         )
         parts.append(cells)
         if row % max(1, math.ceil(13 / tall)) == 0:
-            parts.append(_text(left - 8, y.at(row) + 4, _short(name), anchor="end"))
+            parts.append(text_at(left - 8, y.at(row) + 4, short(name), anchor="end"))
     if chart.x_labels:
         parts += [
-            _text(place, height - BOTTOM + 17, text, soft=True) for place, text in _label_ticks(chart.x_labels, x)
+            text_at(place, height - BOTTOM + 17, text, soft=True) for place, text in _label_ticks(chart.x_labels, x)
         ]
-    parts.append(_text((x.start + x.end) / 2, height - 8, chart.x_title))
+    parts.append(text_at((x.start + x.end) / 2, height - 8, chart.x_title))
     parts.append(_colour_bar(chart, low, high, height - BOTTOM - TOP))
     return "".join(parts)
 
@@ -295,40 +268,5 @@ def _colour_bar(chart: HeatMap, low: float, high: float, height: float) -> str:
         for i in range(steps)
     )
     marks = ((high, TOP + 9.0), ((low + high) / 2, TOP + height / 2 + 4), (low, TOP + height))
-    texts = "".join(_text(left + 18, level, number(value, 3), anchor="start", soft=True) for value, level in marks)
-    return bar + texts + _text(left + 30, TOP + height + 17, chart.value_title)
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", soft: bool = False, extra: str = "") -> str:
-    ink = "var(--soft)" if soft else "var(--ink)"
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{ink}"{extra}>{escape(text)}</text>'
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else name[:21] + "…"
-
-
-def _ticks(low: float, high: float, wanted: int = 6) -> list[tuple[float, str]]:
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [
-        (i * step, f"{i * step:.{digits}f}" if abs(i * step) < 1e7 else f"{i * step:g}") for i in range(first, last + 1)
-    ]
-
-
-def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if last - first < 2:  # within two decades: 1, 2 and 5 of each
-        values = [nice * 10.0**power for power in range(first - 1, last + 1) for nice in (1, 2, 5)]
-        return [(value, f"{value:g}") for value in values if low <= value <= high]
-    step = max(1, math.ceil((last - first + 1) / 8))
-    return [(10.0**power, _power_text(power)) for power in range(first, last + 1, step)]
-
-
-def _power_text(power: int) -> str:
-    if -2 <= power <= 3:
-        return f"{10.0**power:g}"
-    return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    texts = "".join(text_at(left + 18, level, number(value, 3), anchor="start", soft=True) for value, level in marks)
+    return bar + texts + text_at(left + 30, TOP + height + 17, chart.value_title)
