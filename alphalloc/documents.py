@@ -8,8 +8,10 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,33 @@ def canonical_json(value: Any) -> str:
 def pretty_json(value: Any) -> str:
     """Return ``value`` as indented JSON with sorted keys and a final newline: the form written to files."""
     canonical_json(value)
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _indented(value, "\n") + "\n"
+
+
+_SCALARS: dict[type, Callable[[Any], str]] = {
+    str: encode_basestring,
+    float: repr,  # finite: canonical_json has refused the others
+    int: str,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda value: "null",
+}
+
+
+def _indented(value: Any, newline: str) -> str:
+    """Return what ``json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False)`` does, in half the time.
+
+    The standard encoder is written in C only without ``indent``. ``newline`` carries the indentation.
+    """
+    scalar = _SCALARS.get(type(value))
+    if scalar is not None:
+        return scalar(value)
+    inner = newline + "  "
+    if type(value) is dict and value and all(type(key) is str for key in value):
+        items = [f"{encode_basestring(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}"
+    if type(value) in (list, tuple) and value:
+        return f"[{inner}{f',{inner}'.join([_indented(item, inner) for item in value])}{newline}]"
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False).replace("\n", newline)
 
 
 def content_id(prefix: str, value: Any) -> str:

@@ -28,6 +28,7 @@ def test_equal_values_have_one_text_and_one_id(value):
     import json
 
     assert canonical_json(json.loads(pretty_json(value))) == canonical_json(value)
+    assert pretty_json(value) == json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     assert content_id("x_", json.loads(canonical_json(value))) == content_id("x_", value)
 
 

@@ -56,15 +56,14 @@ def assemble(
 ) -> ExpertSchedule:
     """Return the stamped schedule of these counts (and ranks); with an adapter its parameters are counted."""
     entries = [
-        ModuleAllocation(
-            role=slot.role or "",
-            alpha=score if scored.signal is None else None,
-            score=None if scored.signal is None else score,
-            num_experts=count,
-            top_k=min(top_k, count),
-            rank=None if ranks is None else ranks[i],
-        )
-        for i, (slot, score, count) in enumerate(zip(scored.slots, scored.scores, counts, strict=True))
+        {
+            "alpha": score if scored.signal is None else None,
+            "score": None if scored.signal is None else score,
+            "num_experts": count,
+            "top_k": min(top_k, count),
+            "rank": None if ranks is None else ranks[i],
+        }
+        for i, (score, count) in enumerate(zip(scored.scores, counts, strict=True))
     ]
     schedule = build_schedule(
         _layers(scored, entries),
@@ -89,15 +88,15 @@ def assemble(
     )
 
 
-def _layers(scored: ScoredSlots, entries: Sequence[ModuleAllocation]) -> list[LayerAllocation]:
+def _layers(scored: ScoredSlots, entries: Sequence[dict[str, Any]]) -> list[LayerAllocation]:
     if scored.level == "layer":
         return [
-            LayerAllocation(layer=slot.layer, stack=slot.stack, **entry.model_dump(exclude={"role"}))
+            LayerAllocation(layer=slot.layer, stack=slot.stack, **entry)
             for slot, entry in zip(scored.slots, entries, strict=True)
         ]
     grouped: dict[Slot, list[ModuleAllocation]] = {}
     for slot, entry in zip(scored.slots, entries, strict=True):
-        grouped.setdefault(Slot(slot.layer, slot.stack), []).append(entry)
+        grouped.setdefault(Slot(slot.layer, slot.stack), []).append(ModuleAllocation(role=slot.role or "", **entry))
     return [
         LayerAllocation(
             layer=slot.layer,
