@@ -13,6 +13,7 @@ from typing import Any
 
 from alphalloc.errors import MissingExtraError
 from alphalloc.report import svg, tables
+from alphalloc.report.axes import HEIGHT
 from alphalloc.report.charts import AnyChart
 
 EMPTY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -30,7 +31,7 @@ def chart_section(chart: AnyChart, *, live: bool, more: str = "") -> str:
     return section(chart.key, chart.title, figure(chart, live=live) + more, chart.summary)
 
 
-def figure(chart: AnyChart, *, live: bool, height: int = svg.HEIGHT) -> str:
+def figure(chart: AnyChart, *, live: bool, height: int = HEIGHT) -> str:
     """Return the chart as a static picture and a table; ``live`` adds the place where a script draws it instead."""
     place = (
         f'<div class="plot" data-figure="{chart.key}" role="img" aria-label="{escape(chart.title)}. '

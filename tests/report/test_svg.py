@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_alphas import made_alphas, made_matrix, made_of
 
 from alphalloc.allocation import allocate
-from alphalloc.report import model_charts, svg
+from alphalloc.report import axes, model_charts, svg
 from alphalloc.report.charts import Chart, HeatMap, Series
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -31,9 +31,9 @@ def line(*y: float | None, **fields: object) -> Chart:
 
 
 def test_an_axis_puts_its_ends_at_its_ends():
-    axis = svg.Axis(2.0, 4.0, 100.0, 300.0)
+    axis = axes.Axis(2.0, 4.0, 100.0, 300.0)
     assert (axis.at(2.0), axis.at(3.0), axis.at(4.0)) == (100.0, 200.0, 300.0)
-    logarithmic = svg.Axis(1.0, 100.0, 0.0, 10.0, log=True)
+    logarithmic = axes.Axis(1.0, 100.0, 0.0, 10.0, log=True)
     assert logarithmic.at(10.0) == pytest.approx(5.0)
 
 
@@ -42,18 +42,18 @@ def test_an_axis_puts_its_ends_at_its_ends():
     [(0.0, 8.0, ["0", "2", "4", "6", "8"]), (1.9, 3.1, ["2.0", "2.2", "2.4", "2.6", "2.8", "3.0"])],
 )
 def test_ticks_are_round(low, high, expected):
-    assert [text for _, text in svg.Axis(low, high, 0, 1).ticks()] == expected
+    assert [text for _, text in axes.Axis(low, high, 0, 1).ticks()] == expected
 
 
 def test_logarithmic_ticks():
-    assert [text for _, text in svg.Axis(0.9e-5, 1.1e3, 0, 1, log=True).ticks()] == [
+    assert [text for _, text in axes.Axis(0.9e-5, 1.1e3, 0, 1, log=True).ticks()] == [
         "10⁻⁵",
         "10⁻³",
         "0.1",
         "10",
         "1000",
     ]
-    assert [text for _, text in svg.Axis(1.5, 30.0, 0, 1, log=True).ticks()] == ["2", "5", "10", "20"]
+    assert [text for _, text in axes.Axis(1.5, 30.0, 0, 1, log=True).ticks()] == ["2", "5", "10", "20"]
 
 
 def test_bars_stand_on_zero_and_reach_their_values():
