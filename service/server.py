@@ -63,6 +63,7 @@ def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(settings, store),
         http=slow_clients.protocol(),
+        ws="none",  # there are none; with a library for them installed an upgrade would be answered with 500
         h11_max_incomplete_event_size=settings.max_header_bytes,
         log_config=None,
         access_log=False,
