@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 USABLE = re.compile(r"[A-Za-z0-9._-]{1,128}")  # nothing that could forge a line of a log
+
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+REPLACED = (b"x-request-id", b"x-content-type-options")
 
 
 class RequestIdMiddleware:
@@ -22,15 +24,14 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
         request_id = given if USABLE.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                own = [pair for pair in message.get("headers", ()) if pair[0] not in REPLACED]
+                message["headers"] = [*own, (b"x-request-id", request_id.encode()), NOSNIFF]
             await send(message)
 
         await self.app(scope, receive, send_with_id)

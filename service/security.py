@@ -51,7 +51,6 @@ REPORT_POLICY = (  # its scripts are inline, so it runs in an origin of its own 
     "style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'none'"
 )
 _HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
