@@ -1,4 +1,4 @@
-"""GET / and /static/: the page, three files that load nothing from anywhere else."""
+"""GET / and /static/: the page, a few files that load nothing from anywhere else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ router = APIRouter(include_in_schema=False)
 FOLDER = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {
     "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "chart.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(("api.js", "alphas.js", "app.js", "chart.js"), "text/javascript; charset=utf-8"),
     "style.css": "text/css; charset=utf-8",
 }
 
