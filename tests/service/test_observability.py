@@ -94,6 +94,13 @@ def test_every_line_is_json(service: RunningService) -> None:
     assert all(line.startswith("{") and '"timestamp"' in line for line in lines), lines
 
 
+def test_there_are_no_websockets(service: RunningService) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
+    answer, _ = service.request("GET", "/v1/methods", headers=upgrade)
+    assert answer.status == 200  # answered as what it else is
+    assert service.request("GET", "/v1/nothing", headers=upgrade)[0].status == 404
+
+
 def test_traces_leave_when_the_environment_asks(service: RunningService, collector: Collector) -> None:
     service.request("GET", f"/v1/analyses/an_{'0' * 32}", headers={"Authorization": "Bearer alph_" + "S" * 43})
     _wait(lambda: any(b"/v1/analyses/{id}" in content for _, content in list(collector.posted)))

@@ -42,6 +42,9 @@ def test_no_generated_request_fails_the_service(tmp_path: Path, keyed: bool, see
         else:
             options += ["--exclude-checks=ignored_auth"]  # nothing is asked for where there are no keys
         url = f"http://127.0.0.1:{service.port}"
+        service.request(
+            "GET", "/openapi.json", timeout=120
+        )  # made when first asked for; schemathesis waits ten seconds
         program = [str(Path(sys.executable).with_name("schemathesis")), f"--config-file={CONFIGURATION}"]
         command = [*program, "run", f"{url}/openapi.json", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
