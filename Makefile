@@ -7,7 +7,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spe
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test check test-long test-reliability wheel clean
+.PHONY: demo test check test-long test-reliability picture wheel clean
 
 demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
 	@mkdir -p demo
@@ -31,6 +31,9 @@ check: .venv/.dev ## format, lint, type-check; in CI the format is only compared
 	$(BIN)/ruff format $(if $(CI),--check) .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+picture: demo ## remake the README's picture
+	@$(BIN)/alphalloc report demo/alphas.json demo/schedule.json --picture docs/smollm2.svg
 
 wheel: .venv/.dev ## build dist/*.whl
 	$(BIN)/python -m build --wheel --quiet
