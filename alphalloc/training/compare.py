@@ -239,11 +239,14 @@ def _notes(recipe: ComparisonRecipe, arms: Sequence[ArmResult]) -> tuple[str, ..
         else f"{recipe.tune.key} was chosen for every arm among {list(recipe.tune.values)} by accuracy on validation "
         "examples, with the first seed; the test examples had no part in it."
     )
-    notes = [
-        f"Parameters of the arms differ by at most {widest:.3%} from the first"
-        + ("." if len(equal) == len(arms) else ", those marked as of any size excepted."),
+    exempt = "" if len(equal) == len(arms) else ", those marked as of any size excepted"
+    intervals = (
+        f"Intervals over {len(recipe.seeds)} seeds are Student's; those over test examples keep the seeds fixed. One "
+        "of no width over few seeds is a coincidence, not certainty."
+    )
+    return (
+        f"Parameters of the arms differ by at most {widest:.3%} from the first{exempt}.",
         tuned,
         "The test split was opened once, after all training.",
-        f"Intervals over {len(recipe.seeds)} seeds are Student's; those over test examples keep the seeds fixed.",
-    ]
-    return tuple(notes)
+        intervals,
+    )

@@ -34,7 +34,7 @@ def values(tiny, tmp_path_factory, request):
             "model": str(model),
             "data": {"train": str(folder / "train.jsonl"), "template": "plain"},
             "schedule": {"counts": [5, 5, 5]},
-            "adapter": {"r": 2, "lora_alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]},
+            "adapter": {"r": 4, "lora_alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]},
             "optim": {"steps": 5, "batch_size": 4, "learning_rate": 0.01},
             "run": {"log_every": 1, "picture": False, "device": "cpu"},
         },
