@@ -1,4 +1,4 @@
-"""Intervals of accuracies: Wilson's for one evaluation, Student's for the mean over seeds and for paired differences."""
+"""Intervals of accuracies: Wilson's for one evaluation, Student's for a mean over seeds and for paired differences."""
 
 from __future__ import annotations
 
