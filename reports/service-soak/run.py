@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 RATE = 200  # requests a second, of all threads
 THREADS = 8
 JOB_SECONDS = 15  # a new analysis that often
-FILL = 10_000  # schedules of 32 layers; the service remembers some 9,000
+FILL = 16_000  # schedules of 32 layers, more than the service remembers
 # Of a hundred requests: reading stored schedules, asking for known ones, new ones, lists, methods, health.
 MIX = (("get", 60), ("again", 15), ("new", 10), ("list", 5), ("methods", 5), ("health", 5))
 
