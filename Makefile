@@ -7,7 +7,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spe
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
-.PHONY: demo test check test-long test-reliability picture wheel clean
+.PHONY: demo test check test-long test-reliability picture sbom wheel clean
 
 demo: .venv/.core ## analyse SmolLM2-135M and print its expert schedule
 	@mkdir -p demo
@@ -34,6 +34,12 @@ check: .venv/.dev ## format, lint, type-check; in CI the format is only compared
 
 picture: demo ## remake the README's picture
 	@$(BIN)/alphalloc report demo/alphas.json demo/schedule.json --picture docs/smollm2.svg
+
+sbom: .venv/.dev ## bill of materials (CycloneDX) and licences of everything installed, in dist/
+	@mkdir -p dist
+	$(PIP) cyclonedx-bom pip-licenses
+	$(BIN)/cyclonedx-py environment .venv -o dist/sbom.json
+	$(BIN)/pip-licenses --format=markdown --output-file dist/licences.md
 
 wheel: .venv/.dev ## build dist/*.whl
 	$(BIN)/python -m build --wheel --quiet

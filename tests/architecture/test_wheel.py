@@ -67,8 +67,17 @@ for package in (alphalloc, alphalloc_service):
 from alphalloc_service.app import create_app
 from starlette.testclient import TestClient
 question = {"source": {"alphas": [2.0, 3.0]}, "budget": {"total": 4}}
-answer = TestClient(create_app()).post("/v1/allocations", json=question)
+with TestClient(create_app(), base_url="http://127.0.0.1") as client:
+    page = client.get("/")
+    answer = client.post("/v1/allocations", json={**question, "store": False})
+assert page.status_code == 200, page.text
 assert answer.status_code == 200, answer.text
 assert answer.json()["id"] == alphalloc.allocate([2.0, 3.0], budget=4).id
 """
-    run([sys.executable, "-c", code, str(installed)], installed.parent, PYTHONPATH=str(installed))
+    database = f"sqlite:///{installed.parent}/service.db"
+    run(
+        [sys.executable, "-c", code, str(installed)],
+        installed.parent,
+        PYTHONPATH=str(installed),
+        ALPHALLOC_DATABASE_URL=database,
+    )
