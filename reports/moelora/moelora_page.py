@@ -42,10 +42,14 @@ def answer(found: Any, similarity: Similarity) -> str:
         if resolved
         else "no pair is told apart both over seeds and over test questions"
     )
-    with_loss, without = (overall(similarity[arm], "between") for arm in ("moelora", "moelora-no-contrast"))
+    between, within = (
+        [overall(similarity[arm], key) for arm in ("moelora", "moelora-no-contrast")] for key in ("between", "within")
+    )
     return (
-        f"Mean accuracy over {len(found.arms[0].seeds)} seeds: {means}; {told}. The mean cosine between two experts' "
-        f"outputs is {with_loss:+.3f} with the contrastive loss and {without:+.3f} without it."
+        f"Mean accuracy over {len(found.arms[0].seeds)} seeds: {means}; {told}. With the contrastive loss (at its "
+        f"coefficient of 1e-2) the mean cosine between two experts' outputs is {between[0]:+.3f}, without it "
+        f"{between[1]:+.3f}; between one expert's outputs for two tokens it is {within[0]:+.3f}, without it "
+        f"{within[1]:+.3f}."
     )
 
 
