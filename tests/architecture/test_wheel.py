@@ -60,12 +60,14 @@ def test_every_file_of_the_sources_is_installed(installed):
 
 def test_the_installed_package_allocates_and_serves(installed):
     code = """
-import alphalloc, alphalloc_service, sys
+import alphalloc, alphalloc_service, os, sys
 from pathlib import Path
 for package in (alphalloc, alphalloc_service):
     assert Path(package.__file__).is_relative_to(sys.argv[1])
 from alphalloc_service.app import create_app
+from alphalloc_service.store import upgrade
 from starlette.testclient import TestClient
+upgrade(os.environ["ALPHALLOC_DATABASE_URL"])
 question = {"source": {"alphas": [2.0, 3.0]}, "budget": {"total": 4}}
 with TestClient(create_app(), base_url="http://127.0.0.1") as client:
     page = client.get("/")
