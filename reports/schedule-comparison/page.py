@@ -59,9 +59,7 @@ def schedules(found: Any) -> str:
     for arm in found.arms:
         counts = " ".join(map(str, arm.num_experts))
         rows.append(f"| {arm.name} | {counts} | {sum(arm.num_experts)} |")
-    return (
-        "\n".join(rows) + f"\n\n{SCHEDULES}"
-    )
+    return "\n".join(rows) + f"\n\n{SCHEDULES}"
 
 
 def method(found: Any) -> str:
