@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import transformers
 from file_list import file_list, shown
 from floors import FLOORS
@@ -44,9 +45,22 @@ def hub(tmp_path_factory: pytest.TempPathFactory):
     transformers.set_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
+    _tokenizer().save_pretrained(folder)
     with HubServer() as server:
         server.add_model(MODEL, folder)
         yield server
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A word-level tokenizer with the words of the README's training example."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "Is", "an", "even", "number", "?", "yes", "no", *"12345678"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 @pytest.fixture(scope="module")
