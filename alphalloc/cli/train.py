@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -71,7 +72,10 @@ def train(
 
     from alphalloc.training.train import train as train_recipe
 
-    result = train_recipe(recipe, resume=resume, progress=None if quiet else Lines())
+    leads = os.environ.get("RANK", "0") == "0"  # of processes that train together one speaks
+    result = train_recipe(recipe, resume=resume, progress=None if quiet or not leads else Lines())
+    if not leads:
+        return
     if as_json:
         output.print_json(json.dumps(result.document()))
     else:

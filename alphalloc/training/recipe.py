@@ -181,7 +181,7 @@ class RunSettings(Section):
     Attributes:
         device: ``auto`` (CUDA where torch sees one) or ``cpu``.
         dtype: of the base model's weights; ``auto``: float32 on a CPU, bfloat16 on CUDA.
-        fsdp: shard the model over the processes (FSDP2); needs a start by ``accelerate launch`` or ``torchrun``.
+        fsdp: shard the model over CUDA devices (FSDP2), started by ``accelerate launch`` or ``torchrun``.
         log_every: steps between lines of log.jsonl and routing.jsonl.
         eval_every: steps between evaluations; None: at the end only, if there are evaluation examples.
         eval_batch_size: examples of an evaluation's forward.

@@ -92,6 +92,10 @@ def training_arguments(recipe: Recipe, checkpoints: Path, *, evaluates: bool) ->
         "ddp_find_unused_parameters": False,
         "ddp_backend": "gloo" if cpu and world_size() > 1 else None,
     }
+    if run.fsdp and cpu:
+        raise RecipeError(
+            "run.fsdp shards a model over CUDA devices; on CPUs leave it out, processes then train by DDP"
+        )
     if run.fsdp:
         values |= {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     try:

@@ -231,6 +231,7 @@ def test_other_bad_input_is_refused_before_anything_is_made(recipe: Any, tmp_pat
     refused(recipe("data.train=nothing.jsonl"), DatasetError, "nothing.jsonl: cannot be read")
     refused(recipe("model=./nothing"), CheckpointNotFoundError, "no such path")
     refused(recipe(schedule={"file": "nothing.json", "counts": None}), DocumentError, "nothing.json")
+    refused(recipe("run.fsdp=true"), RecipeError, "run.fsdp shards a model over CUDA devices")
     refused(recipe("run.dtype=float16"), RecipeError, "float16 trains on CUDA only")
     refused(recipe("optim.lr_scheduler=linea"), RecipeError, "transformers refuses the recipe: .*linea")
     with pytest.raises(AdapterError, match="match no linear of the model"):
