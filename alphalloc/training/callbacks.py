@@ -74,10 +74,16 @@ class Meter(TrainerCallback):
             numbers = {k if k.startswith("eval") else f"train/{k}": v for k, v in line.items() if k != "step"}
             for sink in self.sinks:
                 sink.write({k: float(v) for k, v in numbers.items()}, state.global_step)
+        if loss is not None:
+            self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the step; the last one is always logged."""
+        """Have the last step logged; report those that are not, the others come with their loss."""
         control.should_log = control.should_log or state.global_step >= state.max_steps
+        if not control.should_log:
+            self._tell(state)
+
+    def _tell(self, state: Any) -> None:
         if self.progress is not None and state.is_world_process_zero:
             self.progress(TrainProgress("training", state.global_step, state.max_steps, self.loss, self.seconds))
 

@@ -104,8 +104,8 @@ def test_garbage_does_not_stop_it(port: int, garbage: bytes) -> None:
             raw.shutdown(socket.SHUT_WR)
             while raw.recv(65536):
                 pass
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # hanging up is an answer too
+        except OSError:
+            pass  # hanging up is an answer too, at whichever call it is noticed
     assert request(port, "GET", "/healthz")[0].status == 200
 
 
@@ -163,7 +163,7 @@ def test_taken_port_is_a_clear_error(database_url: str) -> None:
 
 
 def test_other_addresses_need_to_be_asked_for() -> None:
-    with pytest.raises(SettingsError, match=r"other machines .* alphalloc keys create.* --insecure-no-auth"):
+    with pytest.raises(SettingsError, match=r"other machines .* `alphalloc keys create`.* --insecure-no-auth"):
         listen(Settings(host="0.0.0.0", port=0))
     listen(Settings(host="0.0.0.0", port=0, insecure_no_auth=True)).close()
     listen(Settings(host="0.0.0.0", port=0), guarded=True).close()
@@ -177,7 +177,8 @@ def test_unusable_hosts(host: str) -> None:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that any thread of ``pid`` has started."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def gone(pids: list[int]) -> bool:

@@ -15,7 +15,7 @@ from alphalloc.training.models import find_model, load_model, load_tokenizer
 from alphalloc.training.recipe import ScheduleSettings
 from alphalloc.training.schedules import schedule_for
 
-TOKENS = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "ab", *(f"<{i}>" for i in range(35))]
+TOKENS = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "ab", "cd", *(f"<{i}>" for i in range(34))]
 
 
 def interleaved(weight: Any, heads: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def write_gguf(model: Any, path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     names = {"embed_tokens": "token_embd", "norm": "output_norm"}
