@@ -158,7 +158,7 @@ def edited(**changes) -> str:
         (edited(layers=[{**json.loads(edited())["layers"][0], "alpha": True}]), DocumentError, "layers.0.alpha"),
         (edited(layers=[{**json.loads(edited())["layers"][0], "alpha": 0}]), DocumentError, "layers.0.alpha"),
         (edited().replace("2.0,", "NaN,", 1), DocumentError, "NaN"),
-        (edited().replace("2.0,", "1e999,", 1), DocumentError, "finite"),
+        (edited().replace("2.0,", "1e999,", 1), DocumentError, "beyond the range of float64"),
     ],
 )
 def test_damaged_documents_are_named(text, error, words):

@@ -93,7 +93,7 @@ def _refuse_contradictions(backend: str, device: str, farms: FarmsSettings | Non
 
 def sees_cuda(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether torch can compute on a card of this machine; torch is imported only where there may be one."""
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         may_be = sys.platform == "win32" or any(glob(pattern) for pattern in _CARDS)
         if not may_be or environment.get("CUDA_VISIBLE_DEVICES") == "" or not has_torch():
             return False

@@ -72,7 +72,7 @@ def write_comparison(folder: Path) -> Comparison:
         share = right.count("1") / len(right)
         where = write_run(folder / "arms" / arm / f"seed-{number}", loss=2.0 + number)
         return SeedResult(
-            number, share, share - 0.1, share + 0.1, right.count("1"), len(right), 3.0, 10**9, 1.0,
+            number, share, share - 0.1, share + 0.1, right.count("1"), len(right), 3.0, 2.5, 10**9, 1.0,
             str(where.relative_to(folder)), right,
         )  # fmt: skip
 
