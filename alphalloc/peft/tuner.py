@@ -31,6 +31,10 @@ class MoELoraModel(BaseTuner):
     tuner_layer_cls = MoELoraLayer
     target_module_mapping = TARGET_MODULES
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model; PEFT below 0.21 calls its ``forward``, past the hooks that hand the mask to adapters."""
+        return self.model(*args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is None:
             peft_config.target_modules = default_targets(self.model, model_config.get("model_type"))
