@@ -40,7 +40,9 @@ async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
   let problem = {};
   try {
     problem = await response.json();
-  } catch { /* not a problem document: something between us and the service answered */ }
+  } catch (error) { // not a problem document: something between us and the service answered
+    if (error.name === "AbortError") throw error;
+  }
   throw new Refusal({ detail: `The answer was ${response.status} ${response.statusText}.`, ...problem });
 }
 

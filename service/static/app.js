@@ -173,7 +173,16 @@ function forgetSchedule(words) {
   for (const button of document.querySelectorAll("#copy-json, #copy-curl, #keep, #exports button")) button.disabled = true;
 }
 
+/** The answer to a question about what is gone would come to another page. */
+function withdraw() {
+  window.clearTimeout(waiting);
+  waiting = 0;
+  if (running) running.abort();
+  $("result").removeAttribute("aria-busy");
+}
+
 function showNothing() {
+  withdraw();
   forgetSchedule("Give some alphas to see a schedule.");
   $("experts-chart").replaceChildren();
 }
@@ -217,14 +226,20 @@ function curlLine() {
   return `curl --silent --fail ${new URL("v1/allocations", document.baseURI).href}${key} \\\n  --json '${body}'`;
 }
 
+/** Have the service keep the schedule, so that others can name it; return its id. */
+async function storedSchedule() {
+  const { id } = state.schedule;
+  if (!state.stored.has(id)) {
+    await ask("v1/allocations", { method: "POST", body: question({ store: true }) });
+    state.stored.add(id);
+  }
+  return id;
+}
+
 async function copyExport(format) {
   clearProblem();
   await trying(async () => {
-    const { id } = state.schedule;
-    if (!state.stored.has(id)) {
-      await ask("v1/allocations", { method: "POST", body: question({ store: true }) });
-      state.stored.add(id);
-    }
+    const id = await storedSchedule();
     const rank = $("rank").value ? `&r=${encodeURIComponent($("rank").value)}` : "";
     const answer = await ask(`v1/allocations/${id}/export?format=${encodeURIComponent(format)}${rank}`);
     const notes = JSON.parse(answer.headers.get("X-Alphalloc-Notes") || "[]");
@@ -232,10 +247,22 @@ async function copyExport(format) {
   });
 }
 
+/** What the report shows beside the alphas: the schedule, unless this key may not have it kept. */
+async function reportQuery() {
+  if (!state.schedule) return "";
+  try {
+    return `?allocation=${await storedSchedule()}`;
+  } catch (error) {
+    if (error instanceof Refusal && error.problem.code === "insufficient-scope") return "";
+    throw error;
+  }
+}
+
 async function saveReport() {
   clearProblem();
   await trying(async () => {
-    const answer = await ask(`v1/analyses/${state.source.id}/report`);
+    const { id } = state.source;
+    const answer = await ask(`v1/analyses/${id}/report${await reportQuery()}`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await answer.blob());
     link.download = "report.html";

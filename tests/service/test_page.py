@@ -210,6 +210,31 @@ def test_errors_are_said_as_the_api_says_them(watched):
     assert "/source/alphas/1" in expected_problem(watched, "invalid-request")
 
 
+def test_an_answer_to_what_was_taken_back_is_dropped(watched):
+    page = watched.page
+    paste(page, "2, 3, 4")
+    expect_bars(page, allocate([2.0, 3.0, 4.0], 15))
+    page.evaluate("""() => {
+        const pasted = document.getElementById("pasted");
+        window.type = (text) => { pasted.value = text; pasted.dispatchEvent(new Event("input")); };
+        const real = window.fetch;
+        window.answers = 0;
+        window.fetch = async (...asked) => {
+            const answer = await real(...asked);
+            window.answers += 1;
+            if (window.answers === 2) window.type("2, three"); // what is compared with is under way
+            return answer;
+        };
+        window.type("2, 3, 5");
+    }""")
+    until(page, "window.answers === 2")
+    page.evaluate("window.type('2, 3, 6'); window.type('')")  # the question waits, then there is nothing to ask
+    page.wait_for_timeout(400)
+    assert page.evaluate("window.answers") == 2
+    assert page.inner_text("#totals") == "Give some alphas to see a schedule."
+    assert page.locator("#experts-chart [data-layer]").count() == 0
+
+
 def test_hostile_text_stays_text(watched):
     page = watched.page
     evil = "<img src=x onerror=window.hacked=1>"
@@ -256,6 +281,7 @@ def test_an_analysis_is_followed_to_its_end_and_becomes_a_schedule(watched, serv
     report = tmp_path / "report.html"
     download.value.save_as(report)
     assert "SmolLM2-135M-Instruct" in report.read_text()
+    assert "schedule-1.json" in report.read_text()  # the schedule on the page is in it
     assert "window.hacked" not in report.read_text()
 
 
