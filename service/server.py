@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -72,6 +73,10 @@ def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
+    # What is loaded by now stays for good. Left to the collector, each of its full rounds would look at all of that:
+    # a pause of some 70 ms under load.
+    gc.collect()
+    gc.freeze()
     # After its own clean stop uvicorn raises the signal once more, which would kill the process.
     previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

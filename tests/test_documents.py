@@ -36,6 +36,16 @@ def test_equal_values_have_one_text_and_one_id(value):
 def test_numbers_that_json_lacks_are_refused(number):
     with pytest.raises(DocumentError, match="NaN or infinity"):
         canonical_json([number])
+    for value in (number, [[1], number], {"a": {"b": number, "c": [1]}}, {1: [number, [1]]}):
+        with pytest.raises(DocumentError, match="NaN or infinity"):
+            pretty_json(value)
+
+
+def test_pretty_json_of_keys_that_are_no_text():
+    import json
+
+    value = {"a": {10: {"b": [1, (2, [])]}, 9: {}}, "c": [{1: "x\ny", 2: None}]}
+    assert pretty_json(value) == json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

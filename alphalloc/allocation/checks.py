@@ -20,11 +20,11 @@ def check_modules(level: Level, layers: Sequence[LayerAllocation]) -> None:
         if (layer.stack, layer.layer) in seen:
             raise ValueError(f"layer {layer.layer} of stack {layer.stack!r} is listed twice")
         seen.add((layer.stack, layer.layer))
+        if level == "layer" and not layer.modules:
+            continue
         name = f"layer {Slot(layer.layer, layer.stack)}"
         if level == "layer":
-            if layer.modules:
-                raise ValueError(f"{name} has modules, but the level of the schedule is 'layer'")
-            continue
+            raise ValueError(f"{name} has modules, but the level of the schedule is 'layer'")
         roles = [module.role for module in layer.modules]
         if len(set(roles)) != len(roles) or not roles:
             raise ValueError(f"{name}: expected one entry for each of its modules, found {roles}")
@@ -44,12 +44,13 @@ def check_bounds(
     except InvalidParameterError as exc:
         raise ValueError(f"constraints: {exc}") from exc
     for slot, entry, low, high in zip(slots, entries, limits.low, limits.high, strict=True):
-        name = _name(slot)
         if not low <= entry.num_experts <= (entry.num_experts if high is None else high):
-            raise ValueError(f"{name} has {entry.num_experts} experts, outside its bounds, min {low} and max {high}")
+            raise ValueError(
+                f"{_name(slot)} has {entry.num_experts} experts, outside its bounds, min {low} and max {high}"
+            )
         if not min(1, entry.num_experts) <= entry.top_k <= min(max_top_k, entry.num_experts):
             raise ValueError(
-                f"{name}: top_k {entry.top_k} does not fit {entry.num_experts} experts and max_top_k {max_top_k}"
+                f"{_name(slot)}: top_k {entry.top_k} does not fit {entry.num_experts} experts and max_top_k {max_top_k}"
             )
     for members in limits.groups:
         if len({entries[i].num_experts for i in members}) > 1:

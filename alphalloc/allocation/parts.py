@@ -156,19 +156,17 @@ SILENT_IN_BUDGET: dict[str, Any] = {"dtype": None}
 
 
 def without_silent(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a dumped schedule without the optional fields that say nothing."""
-    spoken = _without(document, SILENT)
-    spoken["budget"] = _without(document["budget"], SILENT_IN_BUDGET)
-    spoken["layers"] = [_without_in_layer(layer) for layer in document["layers"]]
-    return spoken
+    """Take the optional fields that say nothing out of a dumped schedule, and return it."""
+    _silence(document, SILENT)
+    _silence(document["budget"], SILENT_IN_BUDGET)
+    for layer in document["layers"]:
+        _silence(layer, SILENT_IN_LAYER)
+        for module in layer.get("modules", ()):
+            _silence(module, SILENT_IN_LAYER)
+    return document
 
 
-def _without_in_layer(layer: dict[str, Any]) -> dict[str, Any]:
-    spoken = _without(layer, SILENT_IN_LAYER)
-    if "modules" in spoken:
-        spoken["modules"] = [_without(module, SILENT_IN_LAYER) for module in spoken["modules"]]
-    return spoken
-
-
-def _without(value: dict[str, Any], silent: dict[str, Any]) -> dict[str, Any]:
-    return {name: item for name, item in value.items() if name not in silent or item != silent[name]}
+def _silence(value: dict[str, Any], silent: dict[str, Any]) -> None:
+    for name, nothing in silent.items():
+        if name in value and value[name] == nothing:
+            del value[name]

@@ -262,6 +262,8 @@ def _number(name: str, value: Any) -> float:
 
 def _as_float(value: Any) -> float | None:
     """Return a real number as float; None for booleans, text, arrays and everything else."""
+    if type(value) is float:  # nearly always
+        return value
     if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
         return None
     try:

@@ -245,8 +245,9 @@ class ExpertSchedule(Frozen):
         if self.budget.unit == "ranks" and self.budget.total != sum(entry.rank or 0 for entry in self.slot_entries):
             raise ValueError(f"the ranks do not add up to the budget of {self.budget.total}. {_RESTAMP}")
         check_modules(self.level, self.layers)
-        check_bounds(self.slots, self.slot_entries, self.bounds, self.constraints, self.max_top_k)
-        check_ranks(self.slots, self.slot_entries, self.rank_bounds)
+        slots, entries = self.slots, self.slot_entries
+        check_bounds(slots, entries, self.bounds, self.constraints, self.max_top_k)
+        check_ranks(slots, entries, self.rank_bounds)
         stamp = content_id(ID_PREFIX, _hashed(self.document()))
         if not self.id:
             object.__setattr__(self, "id", stamp)
