@@ -27,9 +27,10 @@ test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 
 	$(PIP) atheris
 	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) --timeout 7200 tests/reliability tests/fuzz tests/service
 
-check: .venv/.dev ## format, lint, type-check; in CI the format is only compared
+check: .venv/.dev ## format, lint, security, types; in CI the format is only compared
 	$(BIN)/ruff format $(if $(CI),--check) .
 	$(BIN)/ruff check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive alphalloc service
 	$(BIN)/mypy
 
 picture: demo ## remake the README's picture

@@ -108,7 +108,8 @@ def _as_private(private: bool) -> Iterator[None]:
 
 def _private_folder() -> str:
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="alphalloc-", dir=base if len(base) + 20 <= LONGEST_FOLDER else "/tmp")
+    short = base if len(base) + 20 <= LONGEST_FOLDER else "/tmp"  # noqa: S108  (mkdtemp makes a private folder in it)
+    return tempfile.mkdtemp(prefix="alphalloc-", dir=short)
 
 
 def _head(address: str) -> str:
@@ -119,7 +120,8 @@ def _head(address: str) -> str:
             "chosen otherwise), or send the command there with `ray job submit`"
         )
     if address == "auto":
-        note = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # noqa: S108  (where Ray itself leaves the note)
+        note = folder / "ray" / "ray_current_cluster"
         try:
             address = note.read_text().strip()
         except OSError as exc:
