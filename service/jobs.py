@@ -44,7 +44,7 @@ def main() -> None:
 
     try:
         document, found = measure(job["request"], settings, job["backend"], job["ray_address"], tell)
-    except Exception as exc:
+    except Exception as exc:  # whatever it was, the client hears of it
         tell({"kind": "failed", "error": error_document(exc)})
         return
     tell({"kind": "finished", **found})

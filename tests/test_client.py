@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from service_process import ServiceProcess
+from running_service import RunningService
 
 import alphalloc
 from alphalloc.client import AnalysisState, Client
@@ -46,13 +46,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with ServiceProcess(tmp_path_factory.mktemp("service"), "--model-root", str(models)) as service:
+def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with RunningService(tmp_path_factory.mktemp("service"), "--model-root", str(models), rate_limit="off") as service:
         yield service
 
 
 @pytest.fixture
-def client(service: ServiceProcess) -> Iterator[Client]:
+def client(service: RunningService) -> Iterator[Client]:
     with Client(service.url) as client:
         yield client
 
@@ -164,7 +164,7 @@ def test_tries_again_when_the_service_is_busy_or_hangs_up() -> None:
     assert Moody.calls == 4
 
 
-def test_the_command_line_asks_the_service(service: ServiceProcess, models: Path, tmp_path: Path) -> None:
+def test_the_command_line_asks_the_service(service: RunningService, models: Path, tmp_path: Path) -> None:
     def allocate(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "alphalloc", "allocate", *options, "--server", service.url]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
@@ -195,7 +195,7 @@ print(trainer.train().training_loss > 0, schedule.id)
 """
 
 
-def test_a_trainer_fetches_its_schedule(service: ServiceProcess, client: Client, models: Path, tmp_path: Path) -> None:
+def test_a_trainer_fetches_its_schedule(service: RunningService, client: Client, models: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TRAINER)
     done = subprocess.run(
@@ -211,7 +211,7 @@ def test_a_trainer_fetches_its_schedule(service: ServiceProcess, client: Client,
     assert done.stdout.splitlines()[-1] == f"True {expected.id}"
 
 
-def test_a_shell_script_fetches_its_schedule(service: ServiceProcess, models: Path, tmp_path: Path) -> None:
+def test_a_shell_script_fetches_its_schedule(service: RunningService, models: Path, tmp_path: Path) -> None:
     script = """
     until [ "$(curl --silent --output schedule.json --write-out '%{http_code}' --header 'Prefer: wait=60' \\
         "$ALPHALLOC_URL/v1/allocations" --json "$QUESTION")" != 202 ]; do :; done

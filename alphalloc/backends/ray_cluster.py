@@ -165,7 +165,7 @@ def _errors_of(ray: Any, where: str) -> Iterator[None]:
             f"Ray at {where} let nobody in: {_AUTHENTICATE}; and run on a machine of the cluster (`ray start "
             f"--address={where}`) ({_first_line(exc)})"
         ) from exc
-    except Exception as exc:
+    except Exception as exc:  # ray.init raises plain ones too
         raise BackendError(f"Ray at {where} cannot be used: {type(exc).__name__}: {_first_line(exc)}") from exc
 
 

@@ -84,7 +84,7 @@ def evaluate(
         model,
         tokenizer,
         examples,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]  # checked above, as are the next ones
         template=template or trained_with or "alpaca",  # type: ignore[arg-type]
         options=None if choices is None else tuple(choice.strip() for choice in choices.split(",")),
         normalisation=normalisation,  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def table(found: Evaluation) -> str:
     """Return one line a task, and one for all where there are several."""
     rows = [(score.task, score) for score in found.per_task]
     if len(rows) > 1:
-        rows.append(("all", found))  # type: ignore[arg-type]
+        rows.append(("all", found))  # type: ignore[arg-type]  # it has the fields of a score that are shown
     width = max(len("task"), *(len(name) for name, _ in rows))
     lines = [f"{'task':{width}}  accuracy  95 % (Wilson)     correct"]
     lines += [

@@ -25,7 +25,7 @@ BANDS, MIN_BAND_SIDE = 4, 1024
 SOLVER_THREADS = 4  # chosen here: on a card one-stage reductions wait for memory, and four of them fill it
 
 Solver = Literal["auto", "batched", "threads"]
-LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # not in its stubs
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,9 @@ The tests of the module use one server and one browser; the last one gives the s
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from alphalloc_service.keys import digest, new_key
 from alphalloc_service.store import Store
 from browser import Watched, axe, chromium, until
 from playwright.sync_api import Browser, Page
+from running_service import RunningService
 
 from alphalloc import ExpertSchedule
 from alphalloc.allocation import allocate
@@ -28,36 +26,10 @@ from alphalloc.alphas import ModelAlphas
 ALPHAS = [2.1, 2.9, 3.4, 2.6, 2.2, 3.0]
 
 
-class Server:
-    """`alphalloc serve` on a free port, with a database and a cache of its own."""
-
-    def __init__(self, folder: Path, models: Path) -> None:
-        self.database = f"sqlite:///{folder / 'alphalloc.db'}"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ALPHALLOC_")}
-        environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "alphalloc", "serve", "--port", "0", "--database-url", self.database]
-        self.process = subprocess.Popen(
-            [*command, "--model-root", str(models)], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found, line + self.process.stderr.read()
-        self.url = found[0]
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.communicate(timeout=60)
-        finally:
-            self.process.kill()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("service"), smollm2_file.parent)
-    yield running
-    running.stop()
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Iterator[RunningService]:
+    with RunningService(tmp_path_factory.mktemp("service"), "--model-root", str(smollm2_file.parent)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def watched(browser: Browser, server: Server) -> Iterator[Watched]:
+def watched(browser: Browser, server: RunningService) -> Iterator[Watched]:
     """The page, ready to be used."""
     opened = Watched(
         browser, viewport={"width": 1200, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
@@ -347,7 +319,7 @@ def test_no_serious_violation_light_and_dark_and_on_a_telephone(watched):
 def test_with_a_key(browser, server):
     """Last of all: from here on the server asks for a key."""
     key = new_key()
-    store = Store.open(server.database)
+    store = Store.open(server.database_url)
     store.add_key("page", digest(key), ("write",))
     store.close()
     watched = Watched(browser)

@@ -35,6 +35,7 @@ class RunningService:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ALPHALLOC_")},
             "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
             "XDG_CACHE_HOME": str(folder / "cache"),
             "ALPHALLOC_DATABASE_URL": self.database_url,
             "ALPHALLOC_LOG_FORMAT": "json",
@@ -66,6 +67,11 @@ class RunningService:
             self.process.wait()
             raise
         self._reader.join(10)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
