@@ -50,6 +50,7 @@ class KillReport:
     spectra_lost: int = 0  # of them: gone in the end, or computed again
     orphans: int = 0  # children alive two seconds after their worker was killed
     recovery_seconds: list[float] = field(default_factory=list)  # from a kill to the next claim of the same job
+    idle_seconds: list[float] = field(default_factory=list)  # of these, while no worker was at another job
     wrong_in_database: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -205,23 +206,30 @@ class _Watch:
     def __init__(self, store: Store, report: KillReport) -> None:
         self._store, self._report = store, report
         self._killed: dict[str, tuple[float, Analysis]] = {}
+        self._idle: dict[str, float] = {}
 
     def killed(self, pid: int) -> None:
         """Note that the worker ``pid``, or its child, is killed now."""
         for analysis in self._store.list_analyses(status="running", limit=100):
             if analysis.owner is not None and f":{pid}:" in analysis.owner:
                 self._killed[analysis.id] = (time.monotonic(), analysis)
+                self._idle[analysis.id] = 0.0
 
     def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
         """Return what ``condition`` does as soon as that is true. Raises AssertionError after ``seconds``."""
         give_up = time.monotonic() + seconds
+        before_that = time.monotonic()
         while not (found := condition()):
             if time.monotonic() > give_up:
                 raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+            passed, before_that = time.monotonic() - before_that, time.monotonic()
+            if self._killed and not self.fresh():
+                self._idle = {id: idle + passed for id, idle in self._idle.items()}
             for id, (at, before) in list(self._killed.items()):
                 now = self._store.analysis(id)
                 if now is None or now.finished or now.attempt > before.attempt:
                     self._report.recovery_seconds.append(round(time.monotonic() - at, 2))
+                    self._report.idle_seconds.append(round(self._idle.pop(id), 2))
                     del self._killed[id]
             time.sleep(0.03)
         return found
