@@ -18,7 +18,7 @@ from alphalloc.export.mola import export_mola
 from alphalloc.export.ms_swift import export_ms_swift
 from alphalloc.export.options import Export, ExportOptions
 from alphalloc.export.peft import export_peft
-from alphalloc.export.plain import export_csv, export_json, export_yaml
+from alphalloc.export.plain import export_csv, export_json, export_toml, export_yaml
 from alphalloc.export.single_number import export_mixlora, export_moe_peft
 from alphalloc.export.trl import export_trl
 from alphalloc.export.unsloth import export_unsloth
@@ -41,6 +41,7 @@ EXPORTERS: dict[str, Exporter] = {
     "moe-peft": export_moe_peft,
     "json": export_json,
     "yaml": export_yaml,
+    "toml": export_toml,
     "csv": export_csv,
 }
 

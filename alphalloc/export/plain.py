@@ -1,11 +1,13 @@
-"""``json``, ``yaml`` and ``csv``: the schedule itself."""
+"""``json``, ``yaml``, ``toml`` and ``csv``: the schedule itself."""
 
 from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
 from alphalloc.allocation import ExpertSchedule
+from alphalloc.errors import MissingExtraError
 from alphalloc.export.options import Export, ExportOptions
 from alphalloc.export.yaml_text import plain_yaml
 
@@ -21,6 +23,25 @@ def export_yaml(schedule: ExpertSchedule, options: ExportOptions) -> Export:
     """Return the schedule document as YAML."""
     document = dict(sorted(schedule.document().items()))
     return Export(text=plain_yaml(document), settings=document)
+
+
+def export_toml(schedule: ExpertSchedule, options: ExportOptions) -> Export:
+    """Return the schedule document as TOML, which has no null: a field without a value is left out.
+
+    Raises MissingExtraError without tomli-w.
+    """
+    try:
+        import tomli_w
+    except ImportError as exc:
+        raise MissingExtraError("TOML needs tomli-w: pip install 'alphalloc[export]'") from exc
+    document = _without_null(dict(sorted(schedule.document().items())))
+    return Export(text=tomli_w.dumps(document), settings=document)
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null(item) for name, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def export_csv(schedule: ExpertSchedule, options: ExportOptions) -> Export:

@@ -19,11 +19,12 @@ from .allocations import AllocationId, stored
 
 router = APIRouter(prefix="/v1/allocations", tags=["allocations"])
 
-YAML, PYTHON, TEXT = "application/yaml", "text/x-python", "text/plain"
+YAML, TOML, PYTHON, TEXT = "application/yaml", "application/toml", "text/x-python", "text/plain"
 # What an exporter's text is. A test holds that every exporter is here.
 MEDIA_TYPES = {
     "json": JSON,
     "yaml": YAML,
+    "toml": TOML,
     "csv": CSV,
     "parquet": PARQUET,
     "peft": JSON,

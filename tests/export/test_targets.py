@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import sys
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -305,12 +306,14 @@ def test_mixlora_has_the_fields_its_reader_asks_for() -> None:
 # The schedule itself.
 
 
-def test_json_yaml_csv() -> None:
+def test_json_yaml_toml_csv() -> None:
     from ruamel.yaml import YAML
 
     schedule = a_schedule(constraints={"frozen": ["2"], "groups": [["0", "1"]]})
     assert ExpertSchedule.from_json(export(schedule, "json").text) == schedule
     assert YAML(typ="safe").load(export(schedule, "yaml").text) == schedule.document()
+    read = tomllib.loads(export(schedule, "toml").text)
+    assert ExpertSchedule.from_json(json.dumps(read)) == schedule  # what is missing is null
     rows = list(csv.DictReader(io.StringIO(export(schedule, "csv").text)))
     assert [int(row["num_experts"]) for row in rows] == list(schedule.num_experts)
     assert [float(row["alpha"]) for row in rows] == list(schedule.alphas)
