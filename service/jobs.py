@@ -22,6 +22,7 @@ from . import logs
 from .confinement import check_download, confine
 from .handover import read_line, when_closed
 from .settings import Settings
+from .statuses import status_of
 
 logger = logging.getLogger("alphalloc_service")
 
@@ -73,6 +74,8 @@ def measure(
                 "name": state.name,
                 "cached": state.cached,
                 "seconds": state.seconds,
+                # One without an alpha may yet be filled: it is told at the end.
+                "layer": state.layer.model_dump(mode="json") if state.layer and state.layer.alpha is not None else None,
             }
         )
 
@@ -108,8 +111,6 @@ def error_document(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, MemoryError):
         exc = MemoryBudgetError("the job needs more memory than it may use; raise job_memory_bytes, or filter layers")
     if isinstance(exc, AlphallocError):
-        from .problems import status_of
-
         return problem(exc.code, status_of(exc), str(exc))
     logger.error("a job failed", exc_info=exc)
     return problem("internal", 500, f"the analysis failed with {type(exc).__name__}; the worker's log has the details")

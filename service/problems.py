@@ -20,6 +20,8 @@ from starlette.routing import Match
 
 from alphalloc import errors
 
+from .statuses import status_of
+
 logger = logging.getLogger("alphalloc_service")
 
 MEDIA_TYPE = "application/problem+json"
@@ -28,32 +30,6 @@ MAX_DETAIL = 2000  # characters
 MAX_POINTER = 200  # characters; what a client made up comes back no longer than that
 # What pydantic puts into a location for the form of a `oneOf` that was taken (see schemas.py).
 ALTERNATIVES = ("<id>", "<path>", "<alphas>", "<analysis_id>", "<model>", "<total>", "<per_layer_mean>")
-
-# The nearest class of an error's ancestry decides.
-STATUS_OF_ERROR: dict[type[errors.AlphallocError], int] = {
-    errors.AlphallocError: 422,
-    errors.CheckpointError: 422,
-    errors.CheckpointNotFoundError: 404,
-    errors.RevisionNotFoundError: 404,
-    errors.GatedModelError: 403,
-    errors.HubUnreachableError: 503,
-    errors.MatrixError: 422,
-    errors.SpectrumCheckError: 500,
-    errors.AnalysisError: 422,
-    errors.DeviceError: 503,
-    errors.MemoryBudgetError: 503,
-    errors.AllocationError: 422,
-    errors.DocumentError: 422,
-    errors.AdapterError: 422,
-    errors.TrainingError: 422,
-    errors.BackendError: 503,
-    errors.ServiceError: 502,
-    errors.AnalysisFailedError: 409,
-    errors.StorageError: 503,
-    errors.SettingsError: 422,
-    errors.OutputError: 422,
-    errors.MissingExtraError: 503,
-}
 
 CODE_OF_STATUS = {
     400: "malformed",
@@ -108,11 +84,6 @@ class ProblemError(HTTPException):
     def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status_code=status, detail=detail, headers=headers)
         self.code = code
-
-
-def status_of(error: errors.AlphallocError) -> int:
-    """Return the HTTP status of ``error`` by the table above."""
-    return next(STATUS_OF_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_OF_ERROR)
 
 
 Responses = dict[int | str, dict[str, Any]]

@@ -26,8 +26,9 @@ from alphalloc.errors import AlphallocError
 
 from .keys import MAX_REMEMBERED, OPEN, Caller, KeyRing, KeyStore
 from .model_policy import check_model
-from .problems import ProblemError, problem, responses, status_of
+from .problems import ProblemError, problem, responses
 from .settings import Settings
+from .statuses import status_of
 
 __all__ = ["PAGE_POLICY", "REPORT_POLICY", "check_model", "describe", "install", "is_loopback", "require"]
 

@@ -208,6 +208,7 @@ class _Following:
         self._store, self._id, self._owner = store, id, owner
         self._counting = counting and bool(os.environ.get(metrics.FOLDER))
         self._news: dict[str, Any] | None = None
+        self._layers: list[LayerEvent] = []
         self._seconds = 0.0
         self._next_look = 0.0
         self.cancelled = False
@@ -215,6 +216,8 @@ class _Following:
     def take(self, message: dict[str, Any]) -> None:
         """Remember a progress message."""
         self._news = message
+        if message["layer"] is not None:
+            self._layers.append(_layer_event(message["layer"]))
         if self._counting and message["cached"]:
             metrics.cache_hit()
         elif self._counting:
@@ -233,8 +236,11 @@ class _Following:
             self.cancelled = row.cancel_requested
             if self._news is None or self.cancelled:
                 return True
-            news, self._news = self._news, None
-            return self._store.progress(self._id, self._owner, news["done"], news["total"], name=news["name"])
+            news, layers = self._news, self._layers
+            self._news, self._layers = None, []
+            return self._store.progress(
+                self._id, self._owner, news["done"], news["total"], name=news["name"], layer_events=layers
+            )
         except StorageError as exc:
             logger.warning("analysis %s: %s", self._id, exc)
             return True  # the lease decides, and its thread goes on trying
@@ -271,7 +277,6 @@ class _Lease:
 
 
 def _succeed(store: Store, id: str, owner: str, message: dict[str, Any]) -> bool:
-    layers = [LayerEvent(f"{layer['stack']}/{layer['layer']}", layer) for layer in message["layers"]]
     return store.finish(
         id,
         owner,
@@ -280,8 +285,12 @@ def _succeed(store: Store, id: str, owner: str, message: dict[str, Any]) -> bool
         model=message["model"],
         summary=message["summary"],
         total=message["total"],
-        layer_events=layers,
+        layer_events=[_layer_event(layer) for layer in message["layers"]],  # those not told before
     )
+
+
+def _layer_event(layer: dict[str, Any]) -> LayerEvent:
+    return LayerEvent(f"{layer['stack']}/{layer['layer']}", layer)
 
 
 @contextlib.contextmanager

@@ -87,10 +87,10 @@ def crosscheck(
     found: list[CrosscheckedMatrix] = []
     meter = Meter(checkpoint.matrices)
     with _asking() as ask:
-        for matrix in checkpoint.matrices:
+        for position, matrix in enumerate(checkpoint.matrices):
             found.append(_checked(matrix, ask))
             if progress is not None:
-                progress(meter.step(matrix, cached=False))
+                progress(meter.step(position, None, cached=False))
     return tuple(found)
 
 

@@ -74,7 +74,7 @@ def measure_all(
             if store is not None and found.spectrum is not None and alike:
                 store.put(matrix, found.spectrum)
             if progress is not None:
-                progress(meter.step(matrix, cached=found.cached))
+                progress(meter.step(position, found.alpha, cached=found.cached))
     if store is not None and store.num_put:
         store.prune()
     return tuple(result for result in results if result is not None), tuple(notes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 
+from alphalloc.alphas import LayerAlpha, MatrixAlpha, layer_alphas
 from alphalloc.analysis.plan import cost
 from alphalloc.checkpoint.matrices import WeightMatrix
 
@@ -16,6 +18,7 @@ class Progress:
     ``cached``: this spectrum came from the cache; ``num_cached``: so many did until now. ``seconds`` since the start.
     ``bytes_per_second`` counts what was read from the weights alone (0 before the first). ``seconds_left``: by the
     pace of the work done so far, as if nothing more came from the cache; None before the first computed matrix.
+    ``layer``: the layer that this matrix completed, as it stands in the result unless missing alphas are filled there.
     """
 
     done: int
@@ -28,6 +31,7 @@ class Progress:
     seconds: float = 0.0
     bytes_per_second: float = 0.0
     seconds_left: float | None = None
+    layer: LayerAlpha | None = None
 
 
 class Meter:
@@ -38,9 +42,15 @@ class Meter:
         self.total, self.bytes_total = len(matrices), sum(matrix.nbytes for matrix in matrices)
         self.done = self.num_cached = self.bytes_done = self.bytes_fresh = 0
         self.cost_left, self.cost_fresh = sum(map(cost, matrices)), 0.0
+        self._matrices = matrices
+        self._blocks: dict[tuple[str, int], dict[int, MatrixAlpha | None]] = defaultdict(dict)
+        for position, matrix in enumerate(matrices):
+            if matrix.layer >= 0:
+                self._blocks[matrix.stack, matrix.layer][position] = None
 
-    def step(self, matrix: WeightMatrix, *, cached: bool) -> Progress:
-        """Return the state after ``matrix``."""
+    def step(self, position: int, alpha: MatrixAlpha | None, *, cached: bool) -> Progress:
+        """Return the state after the matrix at ``position``; ``alpha``: what is known of it, None to tell no layers."""
+        matrix = self._matrices[position]
         seconds = time.monotonic() - self.started
         self.done += 1
         self.bytes_done += matrix.nbytes
@@ -66,4 +76,15 @@ class Meter:
             seconds,
             self.bytes_fresh / seconds if seconds > 0 else 0.0,
             left,
+            None if alpha is None else self._completed(position, alpha),
         )
+
+    def _completed(self, position: int, alpha: MatrixAlpha) -> LayerAlpha | None:
+        """Return the layer of the matrix when this was its last one."""
+        matrix = self._matrices[position]
+        block = self._blocks.get((matrix.stack, matrix.layer))
+        if block is None:
+            return None
+        block[position] = alpha
+        known = [one for one in block.values() if one is not None]
+        return layer_alphas(known)[0] if len(known) == len(block) else None

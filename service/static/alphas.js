@@ -194,8 +194,9 @@ async function follow(analysis, signal) {
         if (event === "progress") {
           tell({ status: "running", progress: data, eta_seconds: null });
         } else if (event === "layer") {
-          layers.set(layerLabel(data), data.alpha);
-          state.source = { alphas: [...layers.values()], labels: [...layers.keys()] };
+          layers.set(layerLabel(data), data);
+          const known = [...layers.values()].sort((a, b) => (a.stack < b.stack ? -1 : a.stack > b.stack ? 1 : a.layer - b.layer));
+          state.source = { alphas: known.map((one) => one.alpha), labels: known.map(layerLabel) };
           drawAlphas();
         }
       }

@@ -134,6 +134,22 @@ def test_progress_counts_matrices_and_bytes(checkpoint):
     assert seen[-1].bytes_done == seen[-1].bytes_total == 3 * (32 * 32 + 2 * 32 * 64) * 4
 
 
+def test_progress_tells_each_layer_once_when_its_last_matrix_is_measured(checkpoint):
+    seen: list[Progress] = []
+    found = analyze(checkpoint(weights()), embeddings=True, progress=seen.append)
+    told = [step.layer for step in seen if step.layer is not None]
+    assert sorted(told, key=lambda layer: layer.layer) == list(found.layers)
+    measured: set[str] = set()
+    for step in seen:
+        measured.add(step.name)
+        complete = {
+            layer.layer
+            for layer in found.layers
+            if {one.name for one in found.matrices if one.layer == layer.layer} <= measured
+        }
+        assert complete == {layer.layer for layer in told[: len(complete)]}
+
+
 def damaged() -> dict[str, torch.Tensor]:
     """Layer 0 has one of each kind of damage beside one good matrix; layer 1 has none that is good."""
     tensors = weights(layers=2)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from alphalloc_service.app import create_app
-from alphalloc_service.problems import MAX_DETAIL, Problem, status_of
+from alphalloc_service.problems import MAX_DETAIL, Problem
 from alphalloc_service.settings import Settings
+from alphalloc_service.statuses import status_of
 from starlette.testclient import TestClient
 
 from alphalloc import errors
