@@ -62,8 +62,9 @@ def measure(
     arguments = arguments_of(request, backend, ray_address)
     if settings.job_memory_bytes is not None:  # so that a matrix which is too large is named, and does not kill
         arguments["memory"] = max(settings.job_memory_bytes - INTERPRETER_BYTES, INTERPRETER_BYTES // 4)
-    if "id" in request["model"]:
-        check_download(request["model"]["id"], request["model"].get("revision"), settings)
+    asked = request["model"].get("revision")
+    if "id" in request["model"]:  # what is read is the commit that was checked, though the branch may move meanwhile
+        arguments["revision"] = check_download(request["model"]["id"], asked, settings) or asked
 
     def progress(state: Any) -> None:
         tell(
@@ -81,6 +82,7 @@ def measure(
 
     # Histograms are what the report draws; they change no number.
     alphas = alphalloc.analyze(**arguments, histograms=True, progress=progress)
+    alphas = alphas.model_copy(update={"model": alphas.model.model_copy(update={"revision": asked})})
     found = {
         "model": alphas.model.model_dump(mode="json"),
         "summary": alphas.summary(),

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from alphalloc_service import confinement
 from alphalloc_service.confinement import check_room
 from alphalloc_service.settings import Settings
 from hub_server import HubServer
+from safetensors.numpy import save_file
 
 from alphalloc.errors import CheckpointError, UnsupportedCheckpointError
 
@@ -108,6 +110,39 @@ for limit in (None, 10):
         print(exc.code, exc)
 print(check_download('org/gone', None, Settings()))
 """
+
+
+MEASURE = """
+import alphalloc
+from alphalloc.documents import canonical_json
+from alphalloc_service.jobs import measure
+from alphalloc_service.settings import Settings
+for revision in (None, 'main'):
+    request = {'model': {'id': 'org/model', 'revision': revision}, 'estimator': 'ks', 'device': 'cpu'}
+    document, found = measure(request, Settings(), 'local', None, lambda message: None)
+    direct = alphalloc.analyze('org/model', revision=revision, estimator='ks', histograms=True, cache=False)
+    assert document.decode() == canonical_json(direct.model_dump(mode='json'))
+    print(found['model']['revision'], found['model']['commit'])
+"""
+
+
+def test_the_commit_that_was_checked_is_the_one_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    rng = np.random.default_rng(0)
+    state = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 48), np.float32) for i in range(2)}
+    save_file(state, tmp_path / "model" / "model.safetensors")
+    with HubServer() as hub:
+        commit = hub.add_model("org/model", tmp_path / "model")
+        own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **own, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=False
+        )
+        asked = [path for _, path in hub.requests]
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["None", commit, "main", commit]
+    first_read = next(path for path in asked if "/resolve/" in path)
+    assert f"/resolve/{commit}/" in first_read
 
 
 def test_the_hub_is_asked_for_the_size_first(tmp_path: Path) -> None:
