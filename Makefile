@@ -25,7 +25,7 @@ test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library 
 
 test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 hostile requests: about an hour
 	$(PIP) atheris
-	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) --timeout 7200 tests/reliability tests/fuzz tests/service
+	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) -n 2 --dist loadfile --timeout 7200 tests/reliability tests/fuzz tests/service
 
 check: .venv/.dev ## format, lint, security, types; in CI the format is only compared
 	$(BIN)/ruff format $(if $(CI),--check) .

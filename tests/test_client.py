@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import transformers
 from running_service import RunningService
+from tiny_llama import save_tiny_llama
 
 import alphalloc
 from alphalloc.client import AnalysisState, Client
@@ -30,17 +30,7 @@ from alphalloc.errors import (
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama, and a file that is no checkpoint."""
     folder = tmp_path_factory.mktemp("models")
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    transformers.set_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    save_tiny_llama(folder / "tiny")
     (folder / "broken.safetensors").write_bytes(b"\xff" * 64)
     return folder
 

@@ -15,6 +15,7 @@ import transformers
 from file_list import file_list, shown
 from floors import FLOORS
 from hub_server import HubServer
+from tiny_llama import save_tiny_llama
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -33,17 +34,7 @@ BASH = [block for block in blocks("bash") if "make demo" not in block]
 def hub(tmp_path_factory: pytest.TempPathFactory):
     """A loopback stand-in of the hub that serves a sharded tiny Llama under the id the README uses."""
     folder = tmp_path_factory.mktemp("hub") / "model"
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    transformers.set_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="60KB")
+    save_tiny_llama(folder, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     _tokenizer().save_pretrained(folder)
     with HubServer() as server:
