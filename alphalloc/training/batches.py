@@ -90,6 +90,7 @@ class Collator:
             ids[i, width - len(row) :] = found
             mask[i, width - len(row) :] = 1
             labels[i, width - len(row) :] = torch.where(torch.tensor(row.learnt), found, IGNORED)
+            labels[i, width - len(row)] = IGNORED  # nothing of the row stands before it; padding would predict it
         batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.positions and bool((mask == 0).any()):
             batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)

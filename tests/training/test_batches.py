@@ -30,13 +30,15 @@ def test_labels_and_logits_cover_the_answers_only(tiny: Any) -> None:
     assert "position_ids" not in Collator(0, tiny.llama())(ROWS[:1])
 
 
+@pytest.mark.parametrize("prompts", ["not learnt", "learnt too"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_the_loss_is_that_of_the_whole_rows(family: str, tiny: Any) -> None:
+def test_the_loss_is_that_of_the_whole_rows(family: str, prompts: str, tiny: Any) -> None:
     model = getattr(tiny, family)()
+    rows = ROWS if prompts == "not learnt" else [TokenRow(row.input_ids, (True,) * len(row)) for row in ROWS]
     with torch.no_grad(), whole_head(model):
-        found = model(**Collator(0, model)(ROWS)).loss
+        found = model(**Collator(0, model)(rows)).loss
         parts, count = 0.0, 0
-        for row in ROWS:  # each alone, no padding at all
+        for row in rows:  # each alone, no padding at all
             logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
             for position, learnt in enumerate(row.learnt[1:]):
                 if learnt:
