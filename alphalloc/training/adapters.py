@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alphalloc.allocation import ExpertSchedule, ModuleShape, ModuleShapes, equal_lora_ranks
+from alphalloc.errors import AdapterError
 from alphalloc.training.recipe import AdapterSettings
 
 MOE_FIELDS = (
@@ -108,10 +109,14 @@ def _uniform_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedul
 
 
 def _scheduled_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedule) -> dict[str, Any]:
-    """Rank experts x r in every slot of the schedule, which may be a module and may have a rank of its own."""
+    """Rank experts x r in every slot of the schedule, which may be a module and may have a rank of its own.
+
+    Raises AdapterError under rank_mode ``total``, where the schedule's MoE-LoRA has rank r in every layer.
+    """
     from alphalloc.export.lora import lora_plan
     from alphalloc.export.options import ExportOptions
 
+    _refuse(settings, "rank_mode", "per_expert")
     targets = _targets(model, settings)
     options = ExportOptions(
         r=settings.r,
@@ -131,9 +136,14 @@ def _scheduled_lora(model: Any, settings: AdapterSettings, schedule: ExpertSched
 
 
 def _equal_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedule) -> dict[str, Any]:
-    """As many parameters as the schedule's MoE-LoRA has on the same linears, routers included."""
+    """As many parameters as the schedule's MoE-LoRA has on the same linears, routers included.
+
+    Raises AdapterError where that MoE-LoRA splits a total rank or shares routers.
+    """
     from alphalloc.peft.targets import features, place
 
+    _refuse(settings, "rank_mode", "per_expert")
+    _refuse(settings, "share_router", "none")
     moe = _moe_config(settings, schedule, 0)
     moe.target_modules = _targets(model, settings)
     if moe.target_modules == "all-linear":
@@ -157,6 +167,16 @@ def _equal_lora(model: Any, settings: AdapterSettings, schedule: ExpertSchedule)
         "rank_pattern": others,
         "alpha_pattern": {key: _whole(scale * rank) for key, rank in others.items()},
     }
+
+
+def _refuse(settings: AdapterSettings, name: str, counted: str) -> None:
+    """Raise AdapterError where a setting lays the MoE-LoRA out otherwise than the ranks are counted."""
+    value = getattr(settings, name)
+    if value != counted:
+        raise AdapterError(
+            f"expected {name} {counted!r} beside lora_ranks {settings.lora_ranks!r}, got {value!r}: the ranks are "
+            "counted for experts of rank r, a router in every linear; change it, or take lora_ranks 'uniform'"
+        )
 
 
 def _block_linears(model: Any) -> list[str]:

@@ -70,6 +70,25 @@ def test_equal_parameters_router_included(tiny: Any) -> None:
     assert scales(model) == {1.5}
 
 
+@pytest.mark.parametrize(
+    ("ranks_of", "setting"),
+    [
+        ("equal", {"rank_mode": "total"}),
+        ("equal", {"share_router": "block"}),
+        ("schedule", {"rank_mode": "total"}),
+    ],
+)
+def test_ranks_of_another_layout_are_refused(ranks_of: str, setting: dict[str, str], tiny: Any) -> None:
+    [(name, value)] = setting.items()
+    with pytest.raises(AdapterError, match=f"expected {name} .* beside lora_ranks '{ranks_of}', got '{value}'"):
+        adapted(tiny, method="lora", lora_ranks=ranks_of, **setting)
+
+
+def test_a_shared_router_changes_no_total_rank(tiny: Any) -> None:
+    shared = adapted(tiny, method="lora", lora_ranks="schedule", share_router="block")
+    assert ranks(shared) == ranks(adapted(tiny, method="lora", lora_ranks="schedule"))
+
+
 def test_layers_without_experts_are_left_alone(tiny: Any) -> None:
     none = ExpertSchedule.from_counts([2, 0, 2])
     for settings in ({}, {"method": "lora", "lora_ranks": "schedule"}, {"method": "lora", "lora_ranks": "equal"}):
