@@ -7,6 +7,7 @@ out and another takes the analysis, up to ``max_attempts`` times; what was measu
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -27,7 +28,7 @@ from . import metrics
 from .job_process import JobProcess
 from .jobs import problem
 from .settings import Settings
-from .store import Analysis, LayerEvent, Store
+from .store import Analysis, LayerEvent, Store, UnstorableError
 
 logger = logging.getLogger("alphalloc_service")
 
@@ -136,7 +137,7 @@ class Worker:
             finally:
                 job.end()
             if write is not None:
-                self._persist(write)
+                self._end(analysis.id, owner, write)
         ended = self._ended(analysis.id)
         logger.info("analysis %s: %s", analysis.id, ended)
         if self._settings.metrics and os.environ.get(metrics.FOLDER):
@@ -180,6 +181,15 @@ class Worker:
         error = problem("worker-lost", 500, detail)
         return lambda: self._store.finish(analysis.id, owner, "failed", error=error)
 
+    def _end(self, id: str, owner: str, write: Callable[[], bool]) -> None:
+        """Write how the analysis ended; what the database cannot hold is a failure."""
+        try:
+            self._persist(write)
+        except UnstorableError as exc:
+            logger.error("analysis %s: %s", id, exc)
+            error = problem("internal", 500, "the result cannot be stored; the worker's log has the details")
+            self._persist(lambda: self._store.finish(id, owner, "failed", error=error))
+
     def _persist(self, write: Callable[[], bool]) -> None:
         """Write, and again until the database takes it; when told to stop meanwhile the lease's end has to do."""
         delay = IDLE_SECONDS
@@ -188,6 +198,8 @@ class Worker:
                 if not write():
                     logger.warning("worker %s: the lease was lost; nothing is written", self._name)
                 return
+            except UnstorableError:
+                raise
             except StorageError as exc:
                 logger.warning("worker %s: %s", self._name, exc)
                 if self._stop.wait(delay):
@@ -290,7 +302,8 @@ def _succeed(store: Store, id: str, owner: str, message: dict[str, Any]) -> bool
 
 
 def _layer_event(layer: dict[str, Any]) -> LayerEvent:
-    return LayerEvent(f"{layer['stack']}/{layer['layer']}", layer)
+    # As JSON in ASCII: a stack is called as somebody's tensors are, and PostgreSQL takes no NUL.
+    return LayerEvent(json.dumps([layer["stack"], layer["layer"]]), layer)
 
 
 @contextlib.contextmanager

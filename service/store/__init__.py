@@ -1,5 +1,6 @@
 """The service's database: analyses with their leases, results, allocations and keys, on SQLite or PostgreSQL."""
 
+from .database import UnstorableError
 from .migrate import upgrade
 from .rows import (
     FINAL,
@@ -33,5 +34,6 @@ __all__ = [
     "Status",
     "Store",
     "Submitted",
+    "UnstorableError",
     "upgrade",
 ]

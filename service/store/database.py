@@ -26,13 +26,17 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from alphalloc.errors import MissingExtraError, StorageError
 
 # Chosen here: how long a transaction waits for another one, or for a connection, before it gives up.
 WAIT_SECONDS = 10
+
+
+class UnstorableError(StorageError):
+    """The database takes writes, but never this content; trying again is of no use."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,13 @@ class Database:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what the database, its driver or the pool of connections complain about into a StorageError."""
+    """Turn what the database, its driver or the pool of connections complain about into a StorageError, what they say
+    of the content itself into an UnstorableError.
+    """
     try:
         yield
+    except DataError as exc:
+        raise UnstorableError(f"the database cannot hold this: {exc.orig}") from exc
     except DBAPIError as exc:
         reason = str(exc.orig).strip().partition("\n")[0] or type(exc.orig).__name__
         raise StorageError(f"the database cannot be read or written now: {reason}; try again later") from exc
