@@ -113,7 +113,7 @@ class Client:
         timeout: float | None = None,
     ) -> ExpertSchedule:
         """Return the schedule for a ``model`` (hub id, or a path on the service's machine), for ``alphas`` (one a
-        layer) or for a finished analysis.
+        layer) or for a finished analysis. Bare ``alphas`` are of layers 0, 1, .. of no named model, as in the library.
 
         A model that the service does not know is analysed first; ``progress`` is called with each new state. ``budget``
         counts experts in all, ``per_layer_mean`` a layer on average; five a layer when neither is given. The other

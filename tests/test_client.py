@@ -168,6 +168,32 @@ def test_the_command_line_asks_the_service(service: RunningService, models: Path
     assert "the service does not offer a budget in parameters, megabytes or ranks" in refused.stderr
 
 
+@pytest.mark.parametrize("stacks", [("", ""), ("encoder", "decoder")], ids=["one-stack", "two-stacks"])
+def test_the_command_line_sends_no_alphas_file(
+    service: RunningService, client: Client, models: Path, tmp_path: Path, stacks: tuple[str, str]
+) -> None:
+    """Its numbers alone are another question: the schedule of a file names model, analysis and layers."""
+    first, second = stacks
+    analysed = alphalloc.analyze(models / "tiny", cache=False)
+    places = [(0, first), (1, first), (2 if first == second else 0, second), (3 if first == second else 1, second)]
+    layers = tuple(
+        layer.model_copy(update={"layer": at, "stack": stack})
+        for layer, (at, stack) in zip(analysed.layers, places, strict=True)
+    )
+    alphas = analysed.model_copy(update={"layers": layers})
+    alphas.save(tmp_path / "alphas.json")
+    assert client.allocate(alphas=alphas.per_layer, budget=20).id != alphalloc.allocate(alphas, 20).id
+    command = [sys.executable, "-m", "alphalloc", "allocate", "alphas.json", "--experts", "20", "-o", "schedule.json"]
+    done = subprocess.run(
+        [*command, "--server", service.url], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "leave out --server to allocate here (it needs no weights), or name the model (here tiny)" in done.stderr
+    assert not (tmp_path / "schedule.json").exists()
+    subprocess.run(command, cwd=tmp_path, timeout=60, check=True, capture_output=True)
+    assert alphalloc.ExpertSchedule.load(tmp_path / "schedule.json") == alphalloc.allocate(alphas, 20)
+
+
 TRAINER = """
 import sys
 import alphalloc, peft, torch, transformers

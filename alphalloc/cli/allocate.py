@@ -42,7 +42,7 @@ Alphas = Annotated[
     str,
     typer.Argument(
         metavar="ALPHAS.json",
-        help="What analyze -o wrote; with --server also a model's id or path.",
+        help="What analyze -o wrote; with --server a model's id or path there.",
         show_default=False,
     ),
 ]

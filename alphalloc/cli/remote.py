@@ -21,21 +21,34 @@ SECONDS_BETWEEN_NOTES = 5.0
 def schedule(
     request: AllocationRequest, source: str, estimator: str | None, url: str, key: str | None, *, quiet: bool
 ) -> ExpertSchedule:
-    """Return the schedule that the service at ``url`` gives for ``source``: an alphas file here, else a model there.
+    """Return the schedule that the service at ``url`` gives for ``source``, a model there.
 
-    Raises InvalidParameterError for what only the local command can do, and the client's errors.
+    Raises InvalidParameterError for what only the local command can do, an alphas file among it, and the client's
+    errors.
     """
     from alphalloc.client import Client
 
     arguments = _arguments(request)
-    if Path(source).is_file():
-        from alphalloc.alphas import ModelAlphas
-
-        arguments["alphas"] = ModelAlphas.load(source).per_layer
-    else:
-        arguments |= {"model": source, "estimator": estimator}
+    _refuse_alphas(source)
     with Client(url, key) as client:
-        return client.allocate(**arguments, progress=None if quiet else _notes(url))
+        return client.allocate(**arguments, model=source, estimator=estimator, progress=None if quiet else _notes(url))
+
+
+def _refuse_alphas(source: str) -> None:
+    """Raise InvalidParameterError for an alphas file of this machine, DocumentError for any other file of it.
+
+    The service takes bare numbers only. The schedule of a file names its model, its analysis and each layer's index and
+    stack, and its id is made from these: bare numbers give another schedule, for every file.
+    """
+    if not Path(source).is_file():
+        return
+    from alphalloc.alphas import ModelAlphas
+
+    model = ModelAlphas.load(source).model.id
+    raise InvalidParameterError(
+        f"{source} holds alphas, which a service cannot be given with their model and layers; leave out --server to "
+        f"allocate here (it needs no weights), or name the model (here {model}) to have the service analyse it"
+    )
 
 
 def _arguments(request: AllocationRequest) -> dict[str, Any]:
