@@ -20,7 +20,6 @@ from .settings import Settings
 
 MAX_OPEN_FILES = 4096  # chosen here: four times the shards of the largest models
 SPARE_BYTES = 2**30  # left free on the disk that a download goes to; chosen here
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
@@ -55,11 +54,14 @@ def check_download(model_id: str, revision: str | None, settings: Settings) -> s
     """Return the commit to analyse, after making sure that its weights fit the disk and ``job_download_bytes``.
 
     To be called in the job's child, as it asks the hub. None when the hub cannot be asked: whether the cache holds the
-    model, or what is wrong, is then for the reader to say. The bound is of all weights in one format, the most that is
-    ever fetched. Raises UnsupportedCheckpointError beyond the limit, CheckpointError when the disk is too full, and
-    CheckpointError for a model that turns out to go by a name that is not allowed.
+    model, or what is wrong, is then for the reader to say. What is counted are the files that the reader chooses, less
+    those in the cache. Raises UnsupportedCheckpointError beyond the limit, CheckpointError when the disk is too full
+    or the model turns out to go by a name that is not allowed, and what the reader raises when there is nothing to
+    choose.
     """
     from huggingface_hub import HfApi, constants
+
+    from alphalloc.checkpoint import hub
 
     from .model_policy import is_allowed
 
@@ -71,9 +73,11 @@ def check_download(model_id: str, revision: str | None, settings: Settings) -> s
         return None
     if info.id != model_id and not is_allowed(info.id, settings):
         raise CheckpointError(f"{model_id}: the hub calls it {info.id}, which this service does not analyse")
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    needed = _most_fetched(sizes) - _held(Path(constants.HF_HUB_CACHE), model_id, str(info.sha), sizes)
-    check_room(model_id, needed, Path(constants.HF_HUB_CACHE), settings.job_download_bytes)
+    commit = str(info.sha)
+    if hub.cached_snapshot(model_id, commit) is None:
+        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+        needed = _fetched(model_id, commit, sizes)
+        check_room(model_id, needed, Path(constants.HF_HUB_CACHE), settings.job_download_bytes)
     return info.sha
 
 
@@ -95,16 +99,19 @@ def check_room(model_id: str, needed: int, folder: Path, limit: int | None) -> N
         )
 
 
-def _most_fetched(sizes: dict[str, int]) -> int:
-    """Return the bytes of the weights of the first format there is; the reader takes one format, or less."""
-    for suffix in WEIGHT_SUFFIXES:
-        found = [size for name, size in sizes.items() if name.endswith(suffix) and "/" not in name]
-        if found:
-            return sum(found)
-    return 0
+def _fetched(model_id: str, commit: str, sizes: dict[str, int]) -> int:
+    """Return the bytes that the reader is going to fetch of the repository whose files have ``sizes``."""
+    from huggingface_hub import constants
 
+    from alphalloc.checkpoint import hub
+    from alphalloc.checkpoint.files import MAX_JSON_BYTES
+    from alphalloc.checkpoint.folder import choose
 
-def _held(cache: Path, model_id: str, commit: str, sizes: dict[str, int]) -> int:
-    """Return the bytes of the files that the cache has of this commit already."""
-    folder = cache / ("models--" + model_id.replace("/", "--")) / "snapshots" / commit
-    return sum(size for name, size in sizes.items() if name.endswith(WEIGHT_SUFFIXES) and (folder / name).exists())
+    index = choose(model_id, sizes).index
+    if index and sizes[index] > MAX_JSON_BYTES:  # fetching it is how its shards become known
+        found = f"{index} has {sizes[index]} bytes"
+        raise UnsupportedCheckpointError(f"{model_id}: {found}, expected at most {MAX_JSON_BYTES}")
+    with hub.translated_errors(model_id, commit):
+        wanted = hub.wanted_files(model_id, commit, sizes)
+    held = Path(constants.HF_HUB_CACHE) / ("models--" + model_id.replace("/", "--")) / "snapshots" / commit
+    return sum(sizes[name] for name in set(wanted) if not (held / name).exists())

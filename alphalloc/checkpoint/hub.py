@@ -10,7 +10,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -119,19 +119,30 @@ def listing(model_id: str, revision: str) -> tuple[str, list[str]]:
 
 def _download(model_id: str, revision: str) -> Snapshot:
     """List the repository at its commit, choose the files as for a local folder, and fetch those."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
     commit, names = listing(model_id, revision)
+    files = wanted_files(model_id, commit, names)
+    # The branch name, not the commit, is passed on: this records it in the cache for later offline use.
+    folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=[glob.escape(f) for f in files]))
+    return Snapshot(folder, folder.name)
+
+
+def wanted_files(model_id: str, commit: str, names: Iterable[str]) -> list[str]:
+    """Return which files of the repository with ``names`` are downloaded: weights, index, config. An index is fetched
+    at once, as only it names its shards. Raises what ``choose`` and ``index_shards`` raise, and for shards that are
+    not there.
+    """
+    from huggingface_hub import hf_hub_download
+
+    names = list(names)
     choice = choose(model_id, names)
     files = list(choice.files)
     if choice.index:
         index = hf_hub_download(model_id, choice.index, revision=commit)
         files = [choice.index, *index_shards(Path(index))]
         require_listed(model_id, files, names)
-    files += [name for name in names if name in (CONFIG_NAME, PARAMS_NAME, ADAPTER_CONFIG)]
-    # The branch name, not the commit, is passed on: this records it in the cache for later offline use.
-    folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=[glob.escape(f) for f in files]))
-    return Snapshot(folder, folder.name)
+    return files + [name for name in names if name in (CONFIG_NAME, PARAMS_NAME, ADAPTER_CONFIG)]
 
 
 def require_listed(model_id: str, files: Sequence[str], names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from floors import FLOORS
 
 ROOT = Path(__file__).parents[2]
 # What the service may use beside the public page: alphalloc's documented sub-pages.
-SERVICE_MAY_USE = {"alphalloc", "allocation", "backends", "documents", "errors", "export", "report"}
+SERVICE_MAY_USE = {"alphalloc", "allocation", "backends", "checkpoint", "documents", "errors", "export", "report"}
 
 
 def source_files(folder: str) -> list[Path]:

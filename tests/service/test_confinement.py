@@ -92,13 +92,6 @@ def test_a_download_needs_room_on_the_disk_and_in_the_limit(tmp_path: Path) -> N
         check_room("a/b", free, tmp_path, None)
 
 
-def test_the_bound_is_of_one_format() -> None:
-    sizes = {"model.safetensors": 10, "pytorch_model.bin": 20, "x.gguf": 5, "onnx/model.bin": 99, "config.json": 1}
-    assert confinement._most_fetched(sizes) == 10
-    assert confinement._most_fetched({"a.gguf": 5, "b.gguf": 6, "README.md": 9}) == 11
-    assert confinement._most_fetched({"README.md": 9}) == 0
-
-
 DOWNLOAD = """
 from alphalloc_service.confinement import check_download
 from alphalloc_service.settings import Settings
@@ -168,11 +161,62 @@ def test_the_hub_is_asked_for_the_size_first(tmp_path: Path) -> None:
     assert fetched == []
 
 
+INDEX = json.dumps({"weight_map": {"a": "shards/a.safetensors"}})
+LARGE = 1_000_000
+REPOSITORIES: dict[str, tuple[dict[str, int | str], int]] = {  # the files, and what the reader fetches of them
+    "an index and a shard in a folder": (
+        {"model.safetensors.index.json": INDEX, "shards/a.safetensors": LARGE}, LARGE,
+    ),
+    "an adapter beside the model": ({"adapter_model.safetensors": 10, "pytorch_model.bin": LARGE}, LARGE),
+    "a trainer's settings beside the model": ({"training_args.bin": 5, "m.gguf": LARGE}, LARGE),
+    "and beside Meta's": ({"training_args.bin": 5, "consolidated.00.pth": LARGE, "params.json": 7}, LARGE + 7),
+    "a large index": ({"model.safetensors.index.json": " " * (2**24 + 1)}, 2**24 + 1),
+    "ordinary": (
+        {"model.safetensors": 900, "config.json": 9, "pytorch_model.bin": LARGE, "onnx/model.safetensors": LARGE}, 909,
+    ),
+}  # fmt: skip
+FITS = """
+import sys
+from alphalloc_service.confinement import check_download
+from alphalloc_service.settings import Settings
+from alphalloc.errors import AlphallocError
+for at in range(int(sys.argv[1])):
+    try:
+        print(check_download(f'org/m{at}', None, Settings(job_download_bytes=10_000)))
+    except AlphallocError as exc:
+        print(exc.code, exc)
+"""
+
+
+def test_what_the_reader_fetches_is_what_is_counted(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        for at, (files, _) in enumerate(REPOSITORIES.values()):
+            for name, content in files.items():
+                path = tmp_path / f"m{at}" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.encode() if isinstance(content, str) else b"x" * content)
+            hub.add_model(f"org/m{at}", tmp_path / f"m{at}")
+        own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", FITS, str(len(REPOSITORIES))]
+        run = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+        fetched = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "resolve" in path}
+        commits = {model.commit for model in hub.models.values()}
+    assert run.returncode == 0, run.stderr
+    for (what, (_, size)), said in zip(REPOSITORIES.items(), run.stdout.splitlines(), strict=True):
+        if size <= 10_000:
+            assert said in commits, what
+        else:
+            assert said.startswith("unsupported-checkpoint"), what
+            assert f" {size} bytes" in said, what
+    assert fetched == {"model.safetensors.index.json"}
+
+
 def test_a_model_that_goes_by_a_denied_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The hub forwards renamed models: the name that counts is the one it answers with."""
     import huggingface_hub
 
-    answer = SimpleNamespace(id="denied/model", sha="0" * 40, siblings=[])
+    weights = SimpleNamespace(rfilename="model.safetensors", size=1)
+    answer = SimpleNamespace(id="denied/model", sha="0" * 40, siblings=[weights])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: answer)
     settings = Settings(deny_models=("denied/*",))
     with pytest.raises(CheckpointError, match="calls it denied/model"):
