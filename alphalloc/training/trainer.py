@@ -10,18 +10,23 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from alphalloc.errors import RecipeError
-from alphalloc.training.batches import EpochSampler, RowDataset
+from alphalloc.training.batches import IGNORED, EpochSampler, RowDataset
 from alphalloc.training.recipe import Recipe
 
 DEFAULT_EPOCHS = 3.0  # chosen here; the papers search 10, 15 and 20, which is for benchmarks
 
 
 class RecipeTrainer(Trainer):
-    """A Trainer whose examples come in an order that depends on (seed, epoch) alone."""
+    """A Trainer whose examples come in an order that depends on (seed, epoch) alone.
+
+    The loss of an evaluation is the mean over all learnt tokens, whatever batches they come in; the Trainer's own is a
+    mean over batches of their means.
+    """
 
     def __init__(self, *args: Any, group_batch: int, by_length: bool, **kwargs: Any) -> None:
         self._group_batch = group_batch
         self._by_length = by_length
+        self._evaluated = torch.zeros(2, dtype=torch.float64)  # the loss summed over learnt tokens, and their number
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -30,6 +35,25 @@ class RecipeTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         lengths = [len(row) for row in dataset.rows]
         return EpochSampler(lengths, self._group_batch, by_length=self._by_length, seed=int(self.args.seed))
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Return the Trainer's own outcome, its loss weighted by learnt tokens over all batches and processes."""
+        self._evaluated.zero_()
+        found = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
+        found.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
+        return found
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the batch's mean loss alone, and add it to the evaluation's."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach()
+        tokens = int((inputs["labels"] != IGNORED).sum())  # the first of a row is never learnt, so all are predicted
+        self._evaluated += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        return loss, None, None
 
 
 def world_size() -> int:
