@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ import uvicorn
 
 from alphalloc.errors import SettingsError, StorageError
 
-from . import observability, slow_clients
+from . import memory, observability, slow_clients
 from .embedded import EmbeddedWorker
 from .security import is_loopback
 from .settings import Settings
@@ -63,9 +62,9 @@ def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
 
     config = uvicorn.Config(
         create_app(settings, store),
-        http=slow_clients.protocol(),
+        http=slow_clients.protocol(settings.max_header_bytes),
         ws="none",  # there are none; with a library for them installed an upgrade would be answered with 500
-        h11_max_incomplete_event_size=settings.max_header_bytes,
+        h11_max_incomplete_event_size=settings.max_header_bytes + slow_clients.MARGIN_BYTES,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -73,10 +72,7 @@ def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    # What is loaded by now stays for good. Left to the collector, each of its full rounds would look at all of that:
-    # a pause of some 70 ms under load.
-    gc.collect()
-    gc.freeze()
+    memory.settle()
     # After its own clean stop uvicorn raises the signal once more, which would kill the process.
     previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
