@@ -60,8 +60,9 @@ def run_batched(
     estimators that allow it; such spectra are approximations and belong in no cache.
 
     Both identities are checked on every matrix. A matrix with NaN or infinity has no spectrum and a fit of status
-    "non_finite". Where memory runs out, batches are halved; what does not fit alone, and what a lost card leaves, is
-    computed on the CPU, and those results carry a note. One BLAS thread is used a task.
+    "non_finite". Where memory runs out, batches are halved; what does not fit alone, and what a lost card (or one that
+    refuses to begin) leaves, is computed on the CPU; a batch on which the batched eigensolver contradicts itself is
+    solved again matrix by matrix. Such results carry a note. One BLAS thread is used a task.
 
     Raises MissingExtraError without torch, DeviceError when the device is not there, AnalysisError for an estimator
     that ``precision="fast"`` does not serve, BackendError when weights were lost with a card, SpectrumCheckError
@@ -152,7 +153,8 @@ def run_lanes(
 def assign(matrices: Sequence[Any], free: Sequence[int]) -> list[list[Batch]]:
     """Return the batches of every device, costly ones first: one smaller side a batch, sized from ``free`` bytes.
 
-    A side's matrices make at least two batches a device, so that one's products run beside the other's eigenvalues.
+    A side's matrices make at least two batches a device, so that one's products run beside the other's eigenvalues. A
+    device of 0 bytes, which did not answer, makes no batch smaller: its lane will say what is wrong.
     """
     from alphalloc.backends.lane import GRAM_COPIES, IN_FLIGHT, Batch
     from alphalloc.spectra.batched import SLAB_BYTES
@@ -161,7 +163,7 @@ def assign(matrices: Sequence[Any], free: Sequence[int]) -> list[list[Batch]]:
     for position, matrix in enumerate(matrices):
         sides[min(matrix.shape)].append(position)
     held = max((8 * matrix.shape[0] * matrix.shape[1] for matrix in matrices), default=0)
-    room = min(free) - IN_FLIGHT * min(held, 2**31) - 2 * SLAB_BYTES
+    room = min(filter(None, free), default=0) - IN_FLIGHT * min(held, 2**31) - 2 * SLAB_BYTES
     batches = []
     for side in sorted(sides, reverse=True):
         order = sorted(sides[side], key=lambda position: (-max(matrices[position].shape), position))
@@ -224,8 +226,12 @@ def _devices(name: str) -> list[torch.device]:
 def _free(torch: Any, device: torch.device) -> int:
     if device.type == "cpu":
         return CPU_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(SHARE_OF_FREE * free)
+    try:
+        free, _ = torch.cuda.mem_get_info(device)  # makes the context, which a busy or full card refuses
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next use
+    except RuntimeError:
+        return 0
+    return int(SHARE_OF_FREE * (free + held))
 
 
 def _cores() -> int:

@@ -27,6 +27,7 @@ from alphalloc.spectra.batched import (
     Solver,
     add_gram,
     batch_spectra,
+    has_batched_solver,
     is_out_of_memory,
     symmetric_eigenvalues,
 )
@@ -96,26 +97,37 @@ class Lane:
         self.module = torch.get_device_module(device)
         self._limit: dict[int, int] = {}  # matrices a batch, by side, since memory ran out
         self._held: deque[tuple[Any, Tensor, Staged]] = deque()
+        self._streams: tuple[Any, ...] = ()
+        self._apart: list[Future[None]] = []  # matrices that did not fit on the device alone
 
     def run(self, batches: Sequence[Batch]) -> None:
-        """Compute all ``batches`` in order. Raises DeviceLostError, or what a matrix itself raises."""
+        """Compute all ``batches`` in order.
+
+        Raises DeviceLostError, also when the device refuses to begin (busy, or without any memory), or what a matrix
+        itself raises.
+        """
         torch.set_num_threads(1)  # counts for the calling thread: one BLAS thread, whatever the machine
         order = [position for batch in batches for position in batch.positions]
         pin, threads = self.device.type == "cuda", self.how.reader_threads
         reader = Reader(self.matrices, order, pin=pin, threads=threads, ahead=threads + 1)
         solver = ThreadPoolExecutor(1, "alphalloc-spectra")
+        self._cpu = ThreadPoolExecutor(threads, "alphalloc-apart", initializer=partial(torch.set_num_threads, 1))
         try:
             self.module.set_device(self.device)
             self._streams = tuple(self.module.Stream() for _ in range(3))
             self._work_off(deque(batches), reader, solver)
+            for future in self._apart:
+                if not self.stop.is_set():
+                    future.result()
         except RuntimeError as exc:
-            if _is_device_lost(exc):
+            if not self._streams or _is_device_lost(exc):
                 raise DeviceLostError(f"{type(exc).__name__}: {str(exc).splitlines()[0]}") from exc
             raise
         finally:
             self._held.clear()
             reader.close()
-            solver.shutdown(wait=True, cancel_futures=True)
+            for pool in (solver, self._cpu):
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _work_off(self, work: deque[Batch], reader: Reader, solver: ThreadPoolExecutor) -> None:
         running: Future[Batch | None] | None = None
@@ -139,7 +151,7 @@ class Lane:
         return None
 
     def _retry(self, batch: Batch, work: deque[Batch]) -> None:
-        """After memory ran out: half the size from now on, a single matrix on the CPU by itself."""
+        """After memory ran out: half the size from now on, a single matrix on the CPU, beside the device's work."""
         self._release(0)
         if self.device.type == "cuda":
             self.module.empty_cache()
@@ -149,7 +161,7 @@ class Lane:
             work.extendleft(reversed(batch.split(-(-len(batch.positions) // 2))))
         else:
             note = f"{self.matrices[batch.positions[0]].name} did not fit on {self.device}; the CPU computed it"
-            self._by_itself(batch.positions[0], (note,))
+            self._apart.append(self._cpu.submit(self._by_itself, batch.positions[0], (note,)))
 
     def _grams(self, batch: Batch, reader: Reader) -> _Grams:
         copying, multiplying, _ = self._streams
@@ -192,24 +204,35 @@ class Lane:
         torch.set_num_threads(1)
         self.module.set_device(self.device)
         stream = self._streams[2]
+        solver = self.how.solver
+        if solver == "auto":
+            solver = "batched" if has_batched_solver(self.device) else "threads"
         try:
             with self.module.stream(stream):
                 stream.wait_event(work.ready)
-                self._spectra_and_fits(work)
+                try:
+                    self._spectra_and_fits(work, solver)
+                except BrokenSpectrumError as exc:
+                    if solver != "batched":
+                        raise
+                    note = f"{self._blame(work, exc)}; the eigenvalues of its batch were computed matrix by matrix"
+                    self._spectra_and_fits(work, "threads", (note,))
         except BrokenSpectrumError as exc:
-            name = self.matrices[work.batch.positions[exc.position]].name
-            raise SpectrumCheckError(f"{name}: {exc}") from exc
+            raise SpectrumCheckError(self._blame(work, exc)) from exc
         except (RuntimeError, MemoryError) as exc:
             if is_out_of_memory(exc):
                 return work.batch
             raise
         return None
 
-    def _spectra_and_fits(self, work: _Grams) -> None:
+    def _blame(self, work: _Grams, broken: BrokenSpectrumError) -> str:
+        return f"{self.matrices[work.batch.positions[broken.position]].name}: {broken}"
+
+    def _spectra_and_fits(self, work: _Grams, solver: Solver, notes: tuple[str, ...] = ()) -> None:
         if self.stop.is_set():
             return  # the batch may be incomplete
         solve: Callable[[Tensor], Tensor]
-        solve = partial(symmetric_eigenvalues, solver=self.how.solver, threads=self.how.solver_threads)
+        solve = partial(symmetric_eigenvalues, solver=solver, threads=self.how.solver_threads)
         if self.how.precision == "fast":
             found = batch_spectra(
                 work.grams, work.squared_norms, partial(fast_eigenvalues, solve=solve), tolerance=FAST_TOLERANCE
@@ -222,14 +245,16 @@ class Lane:
             if self.stop.is_set():
                 return
             if not finite[slot]:
-                self._by_itself(position)
+                self._by_itself(position, notes)
                 continue
             rows, cols = self.matrices[position].shape
             spectrum = spectrum_of(values[slot], rows, cols, float(norms[slot]))
-            self.out(position, BatchedResult(spectrum, fits[slot]))
+            self.out(position, BatchedResult(spectrum, fits[slot], notes))
 
     def _by_itself(self, position: int, notes: tuple[str, ...] = ()) -> None:
         """One matrix the other way, on the CPU: it says what is wrong with one that is not finite."""
+        if self.stop.is_set():
+            return
         matrix, name = self.matrices[position], self.how.estimator
         try:
             spectrum = esd(matrix.load())

@@ -101,9 +101,9 @@ def symmetric_eigenvalues(grams: Tensor, *, solver: Solver = "auto", threads: in
 
     ``solver``: "batched" gives the whole stack to ``torch.linalg.eigvalsh``; "threads" gives one matrix at a time to
     ``threads`` host threads, each with a stream of its own; "auto" takes the first where torch hands stacks on a CUDA
-    device to cuSOLVER's batched routine (torch 2.12 or newer built with CUDA 12.6 or newer), else the second.
-    Out of memory the stack is halved and the halves go one after the other; one matrix that does not fit alone raises
-    torch.OutOfMemoryError. Raises BrokenSpectrumError where the solver does not converge.
+    device to cuSOLVER's batched routine (:func:`has_batched_solver`), else the second. Out of memory "batched" halves
+    the stack and the halves go one after the other; one matrix that does not fit alone, and "threads" at any size,
+    raise what says so (:func:`is_out_of_memory`). Raises BrokenSpectrumError where the solver does not converge.
     """
     if solver == "auto":
         solver = "batched" if has_batched_solver(grams.device) else "threads"
@@ -133,10 +133,14 @@ def halving(grams: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def has_batched_solver(device: torch.device) -> bool:
-    """Whether ``torch.linalg.eigvalsh`` computes a stack of matrices at once on ``device``."""
+    """Whether ``torch.linalg.eigvalsh`` computes a stack of matrices at once on ``device``, and rightly.
+
+    torch 2.12 or newer does where it is built with CUDA 12.6 or newer. The routine of CUDA 12.6 (cuSOLVER 11.7.1) gives
+    wrong results in memory that was used before, which torch's always is; that of 12.8 (11.7.3) does not.
+    """
     if device.type != "cuda" or torch.version.cuda is None:
         return False
-    return _version(torch.__version__) >= (2, 12) and _version(torch.version.cuda) >= (12, 6)
+    return _version(torch.__version__) >= (2, 12) and _version(torch.version.cuda) >= (12, 8)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

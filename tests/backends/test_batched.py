@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import numpy as np
 import pytest
 import torch
 from device_agreement import Held, assert_same_spectrum, padded, same_fit
 
-from alphalloc.backends.batched import FAST_ESTIMATORS, BatchedResult, assign, run_batched, run_lanes
+from alphalloc.backends.batched import FAST_ESTIMATORS, BatchedResult, _free, assign, run_batched, run_lanes
 from alphalloc.backends.lane import How
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.checkpoint.values import Difference, LowRank
@@ -150,6 +153,32 @@ def test_a_matrix_that_does_not_fit_alone_is_computed_by_the_cpu_and_says_so():
     assert found[2].notes == ("m2 did not fit on cpu; the CPU computed it",)
 
 
+def test_what_does_not_fit_alone_is_computed_by_several_threads_beside_the_lane():
+    """Two matrices are read at the same time, which the lane's thread alone could not do."""
+    together = threading.Barrier(2, timeout=30)
+
+    class Met(Held):
+        def load(self):
+            together.wait()
+            return self.weight
+
+    matrices = [Met(one.name, one.weight) for one in held(4)]
+    found = dict(run_lanes(matrices, How(NAME, reader_threads=2), [CPU], [2**30], allocate=Memory(0)))
+    assert {result.notes[0].partition(" ")[2] for result in found.values()} == {
+        "did not fit on cpu; the CPU computed it"
+    }
+    check_all(found, [Held(one.name, one.weight) for one in matrices])
+
+
+def test_what_is_wrong_with_a_matrix_that_did_not_fit_arrives():
+    class Damaged(Held):
+        def load(self):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(run_lanes([Damaged("x", np.empty((24, 24)))], How(NAME), [CPU], [2**30], allocate=Memory(0)))
+
+
 class Failing:
     """A card that stops answering at its n-th batch; counts the batches asked of it."""
 
@@ -172,6 +201,43 @@ def test_a_lost_card_fails_over_to_the_cpu_with_a_warning(at):
     noted = [result.notes for result in found.values() if result.notes]
     assert 1 <= len(noted) <= 12
     assert set(noted) == {("cpu was lost (AcceleratorError: CUDA error: unspecified launch failure); the CPU went on",)}
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUDA error: all CUDA-capable devices are busy"])
+def test_a_card_that_refuses_to_begin_fails_over_to_the_cpu(monkeypatch, message):
+    """What a full or a busy card says to the first call that needs its context."""
+    refused = []
+
+    def busy(device):
+        if not refused:
+            refused.append(device)
+            raise torch.AcceleratorError(message)
+
+    matrices = held(6)
+    monkeypatch.setattr(torch.cpu, "set_device", busy, raising=False)
+    found = dict(run_lanes(matrices, How(NAME), [CPU], [0]))
+    check_all(found, matrices)
+    assert {result.notes for result in found.values()} == {
+        (f"cpu was lost (AcceleratorError: {message}); the CPU went on",)
+    }
+
+
+def test_a_card_that_does_not_say_what_is_free_has_nothing(monkeypatch):
+    def refuse(device):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    assert _free(torch, card) == 0
+    matrices = [Held(str(i), np.empty((64, 64))) for i in range(40)]
+    batches = [batch for lane in assign(matrices, [0, 2**30]) for batch in lane]
+    assert max(len(batch.positions) for batch in batches) == 10  # the other card's batches stay as large
+
+
+def test_what_torch_holds_for_its_next_use_is_free(monkeypatch):
+    for name, found in (("mem_get_info", (1000, 5000)), ("memory_reserved", 700), ("memory_allocated", 200)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert _free(torch, torch.device("cuda", 0)) == 1200
 
 
 def test_weights_that_were_lost_with_the_card_are_an_error_and_no_endless_loop():
@@ -229,6 +295,25 @@ def test_a_broken_solver_is_blamed_by_the_name_of_the_matrix(monkeypatch):
         list(run_lanes(matrices, How(NAME), [CPU], [2**30]))
 
 
+def test_a_batched_solver_that_contradicts_itself_is_not_asked_again_for_that_batch(monkeypatch):
+    """As cuSOLVER's did: wrong on one matrix of a stack, right on each alone."""
+
+    def lying(grams):
+        values = eigvalsh(grams)
+        if grams.ndim == 3:
+            values[1, -1] *= 1 + 1e-6
+        return values
+
+    matrices = [Held(f"m{i}", np.random.default_rng(i).standard_normal((20, 30))) for i in range(8)]
+    eigvalsh = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lying)
+    found = dict(run_lanes(matrices, How(NAME, solver="batched"), [CPU], [2**30]))
+    check_all(found, matrices)
+    for result in found.values():
+        (note,) = result.notes
+        assert re.fullmatch(r"m[15]: the trace identity .* is broken: .*its batch were computed matrix by matrix", note)
+
+
 def test_what_reading_raises_arrives():
     class Damaged(Held):
         def load(self):
@@ -250,8 +335,6 @@ def test_a_caller_that_leaves_stops_the_reading():
     results = run_batched(matrices, estimator=NAME, device="cpu", free_bytes=2**20)
     next(results)
     results.close()
-    import threading
-
     for thread in [t for t in threading.enumerate() if t.name == "alphalloc-cpu"]:
         thread.join(timeout=60)
     assert len(read) < 60

@@ -170,3 +170,18 @@ def test_which_errors_mean_that_memory_ran_out():
 
 def test_the_batched_solver_is_a_matter_of_cuda():
     assert not has_batched_solver(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("release", "cuda", "batched"),
+    [
+        ("2.13.0+cu126", "12.6", False),
+        ("2.13.0+cu128", "12.8", True),
+        ("2.12.1", "13.0", True),
+        ("2.11.0", "13.0", False),
+    ],
+)
+def test_the_batched_solver_is_taken_where_it_is_right(monkeypatch, release, cuda, batched):
+    monkeypatch.setattr(torch, "__version__", release)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert has_batched_solver(torch.device("cuda")) == batched
