@@ -1,6 +1,8 @@
-"""A deadline for request headers: uvicorn waits for ever for a client that connects and says nothing, or drips.
+"""A deadline and a size for request headers: uvicorn waits for ever for a client that connects and says nothing, or
+drips, and under httptools it keeps whatever one that hurries sends before the header is complete.
 
-Five hundred such connections would use up the limit of concurrent ones. Bodies have a deadline of their own (security).
+Such connections would use up the limit of concurrent ones, or the memory. Bodies have a deadline and a size of their
+own (security, bodies); a complete header that is too large is answered there.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import asyncio
 from typing import Any
 
 HEADER_SECONDS = 10.0  # chosen here: a header is one packet; nobody needs longer
+MARGIN_BYTES = 1024  # the method, the version and what lies between header fields: not counted by the security's limit
 
 
 class _HeaderDeadline:
@@ -52,14 +55,42 @@ class _HeaderDeadline:
             self.transport.abort()
 
 
-def protocol() -> type[asyncio.Protocol]:
-    """Return the HTTP protocol for ``uvicorn.Config(http=...)``: httptools where it is installed, else h11."""
+class _HeaderSize:
+    """Mixed into httptools' protocol: bounds what the parser holds of a header, a trailer or a chunk's first line.
+
+    h11 has a bound of its own.
+    """
+
+    transport: asyncio.Transport
+    max_header_bytes: int
+    _unfinished = 0  # bytes since the parser last finished a header or passed on a part of a body
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; too many that finish nothing end the connection."""
+        self._unfinished += len(data)
+        super().data_received(data)  # type: ignore[misc]
+        if self._unfinished > self.max_header_bytes + MARGIN_BYTES and not self.transport.is_closing():
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        """Count from zero."""
+        self._unfinished = 0
+        super().on_headers_complete()  # type: ignore[misc]
+
+    def on_body(self, body: bytes) -> None:
+        """Count from zero."""
+        self._unfinished = 0
+        super().on_body(body)  # type: ignore[misc]
+
+
+def protocol(max_header_bytes: int) -> type[asyncio.Protocol]:
+    """Return the HTTP protocol for ``uvicorn.Config(http=...)``: httptools where it is installed, else h11, for which
+    ``uvicorn.Config(h11_max_incomplete_event_size=...)`` is to be set too.
+    """
     try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Base  # type: ignore[assignment]
+        from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class DeadlineProtocol(_HeaderDeadline, Base):  # type: ignore[misc]
-        pass
-
-    return DeadlineProtocol
+        return type("Protocol", (_HeaderDeadline, H11Protocol), {})
+    return type("Protocol", (_HeaderDeadline, _HeaderSize, HttpToolsProtocol), {"max_header_bytes": max_header_bytes})
