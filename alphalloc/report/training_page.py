@@ -40,11 +40,14 @@ def _run_html(folder: Path, run: Run, *, light: bool) -> str:
     recipe = run.card.get("recipe") or {}
     adapter = recipe.get("adapter") or {}
     result = run.card.get("result") or {}
+    evaluation = result.get("eval") or {}  # after the last step
     facts = _pairs(
         ("status", run.card.get("status")),
         ("adapter", adapter.get("method")),
         ("trainable parameters", (run.card.get("parameters") or {}).get("trainable")),
-        *((name.replace("_", " "), result.get(name)) for name in ("steps", "train_loss", "eval_loss", "eval_accuracy")),
+        ("steps", result.get("steps")),
+        ("train loss", result.get("train_loss")),
+        ("eval loss", evaluation.get("eval_loss")),
         ("seconds", result.get("seconds")),
         ("peak memory, MB", round(result["peak_memory"] / 1e6) if isinstance(result.get("peak_memory"), int) else None),
     )

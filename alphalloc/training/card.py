@@ -56,7 +56,7 @@ def table_document(table: ParameterTable) -> dict[str, Any]:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
-    recipe, parameters, result = card["recipe"], card["parameters"], card.get("result") or {}
+    recipe, parameters = card["recipe"], card["parameters"]
     lines = [
         f"# {recipe['adapter']['method']} adapter on {card['model']['id']}",
         "",
@@ -65,7 +65,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "| | |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in _facts(card)),
-        *(f"| {name} | {_number(value)} |" for name, value in result.items() if isinstance(value, int | float)),
+        *(f"| {name} | {_number(value)} |" for name, value in _result_numbers(card).items()),
         "",
         "| layer | experts | top_k | rank | trainable parameters |",
         "| --- | ---: | ---: | --- | ---: |",
@@ -109,6 +109,13 @@ def _facts(card: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if card["commit"]:
         facts.append(("commit", f"`{card['commit']}`"))
     return facts
+
+
+def _result_numbers(card: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a card's result by name, those of its last evaluation among them."""
+    result = dict(card.get("result") or {})
+    result |= result.pop("eval", None) or {}
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
 def _data_text(data: Mapping[str, Any]) -> str:

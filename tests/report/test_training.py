@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ def write_run(folder: Path, *, name: str = "made-up/model", loss: float = 2.0) -
     card = {
         "kind": "TrainingRun", "schema_version": "1.0", "status": "finished", "model": {"id": name},
         "recipe": {"adapter": {"method": "moe", "r": 2}, "run": {"seed": 7}}, "parameters": {"trainable": 1234567},
-        "result": {"steps": 20, "train_loss": 1.5, "seconds": 12.5, "peak_memory": 2_000_000_000},
+        "result": {
+            "steps": 20, "train_loss": 1.5, "eval": {"eval_loss": 1.25}, "seconds": 12.5, "peak_memory": 2_000_000_000,
+        },
         "versions": {"alphalloc": "0.1.0"}, "commit": None,
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))
@@ -163,6 +166,7 @@ def test_the_report_of_a_run(run_folder, light):
     for words in ("Loss by step", "Entropy of the experts", "The most used expert", "Similarity between experts"):
         assert words in page
     assert "1,234,567" in page
+    assert re.search(r"eval loss</dt>\s*<dd>1\.25<", page)
     assert f"alphalloc report {run_folder}{' --light' if light else ''} -o report.html" in page
     assert ("<script" in page) is not light
 
