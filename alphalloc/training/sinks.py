@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
+from alphalloc.documents import write_atomic
 from alphalloc.errors import MissingExtraError
 
 
@@ -17,12 +19,12 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``folder``."""
+    """Event files in ``folder``; what others there say of the steps after ``begin`` is hidden."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begin: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder))
+        self.writer: Any = SummaryWriter(str(folder), purge_step=begin + 1)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Write each number as a scalar."""
@@ -35,12 +37,18 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; project, mode and key come from its own environment variables."""
+    """A run of Weights & Biases; project, mode and key come from its own environment variables.
+
+    Its id is kept in ``wandb-id`` of the run's folder, so that a resumed run goes on in the same curves. It ignores the
+    steps that it has already; they were the same, since resuming is exact.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found,unused-ignore]
 
-        self.run: Any = wandb.init(dir=str(folder), name=folder.name, config=dict(config), resume="allow")
+        self.run: Any = wandb.init(
+            dir=str(folder), name=folder.name, config=dict(config), id=_kept_id(folder / "wandb-id"), resume="allow"
+        )
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Log all numbers at once."""
@@ -66,9 +74,16 @@ def check_sinks(names: Sequence[str]) -> None:
             ) from exc
 
 
-def open_sinks(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Return the sinks of these names, writing below ``folder``."""
+def open_sinks(names: Sequence[str], folder: Path, config: Mapping[str, Any], *, begin: int = 0) -> list[Sink]:
+    """Return the sinks of these names, writing below ``folder``; ``begin`` is the step that is resumed at."""
     made: list[Sink] = []
     for name in names:
-        made.append(TensorBoard(folder / "tensorboard") if name == "tensorboard" else Wandb(folder, config))
+        made.append(TensorBoard(folder / "tensorboard", begin) if name == "tensorboard" else Wandb(folder, config))
     return made
+
+
+def _kept_id(path: Path) -> str:
+    """Return the id in ``path``, a new random one where there is none yet."""
+    if not path.exists():
+        write_atomic(path, uuid4().hex[:16] + "\n")
+    return path.read_text(encoding="utf-8").strip()

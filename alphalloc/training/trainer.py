@@ -36,13 +36,13 @@ class RecipeTrainer(Trainer):
         lengths = [len(row) for row in dataset.rows]
         return EpochSampler(lengths, self._group_batch, by_length=self._by_length, seed=int(self.args.seed))
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Return the Trainer's own outcome, its loss weighted by learnt tokens over all batches and processes."""
         self._evaluated.zero_()
-        found = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = super().evaluation_loop(*args, **kwargs)
         loss, tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
-        found.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
-        return found
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        return found._replace(metrics={**(found.metrics or {}), name: loss / tokens})
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -50,7 +50,7 @@ class RecipeTrainer(Trainer):
         """Return the batch's mean loss alone, and add it to the evaluation's."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach()
+            loss: Any = self.compute_loss(model, inputs)
         tokens = int((inputs["labels"] != IGNORED).sum())  # the first of a row is never learnt, so all are predicted
         self._evaluated += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, None, None
