@@ -2,20 +2,22 @@
 
 ``alphalloc_jobs{status}`` is read from the database when somebody asks; the rest is counted where it happens. Several
 processes (workers of the API, the one that runs jobs) count into files of one folder, PROMETHEUS_MULTIPROC_DIR, and any
-of them answers for all.
+of them answers for all. A worker of its own answers for itself, where it is told to.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from alphalloc.errors import StorageError
+from alphalloc.errors import SettingsError, StorageError
 
 logger = logging.getLogger("alphalloc_service")
 
@@ -48,11 +50,13 @@ class Instruments:
 def share() -> str:
     """Return the folder that all processes count into; a new one for this process and its children if none is named.
 
-    To be called before anything else here: prometheus_client decides when it is imported.
+    To be called before anything else here: prometheus_client decides when it is imported. A new folder goes with this
+    process.
     """
     folder = os.environ.get(FOLDER)
     if not folder:
         folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="alphalloc-metrics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
@@ -77,6 +81,22 @@ def instruments() -> Instruments:
         Histogram("alphalloc_matrix_seconds", "One matrix.", ("device",), buckets=MATRIX_SECONDS, **given),
         Counter("alphalloc_cache_hits_total", "Matrices whose spectrum was known already.", **given),
     )
+
+
+def serve(address: str) -> Any:
+    """Answer /metrics of this process at ``address`` ("127.0.0.1:9100", or a port alone) from a thread; return the
+    server. Raises SettingsError when it is no address or cannot be listened on.
+    """
+    from prometheus_client import start_http_server
+
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise SettingsError(f"expected an address such as 127.0.0.1:9100 for metrics, found {address!r}")
+    try:
+        server, _ = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry=instruments().registry)
+    except OSError as exc:
+        raise SettingsError(f"cannot answer metrics at {address}: {exc.strerror or exc}") from exc
+    return server
 
 
 def job_ended(status: str, seconds: float) -> None:

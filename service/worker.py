@@ -47,12 +47,14 @@ def run_worker(
     ray_address: str | None = None,
     once: bool = False,
     stop: threading.Event | None = None,
+    metrics_address: str | None = None,
 ) -> None:
     """Work until ``stop`` is set or SIGTERM or SIGINT comes; with ``once`` until nothing waits any more.
 
     ``backend`` and ``ray_address`` default to the settings'. When it stops in the middle of an analysis, it gives the
     lease back, so that another worker takes over at once. SIGINT ends in KeyboardInterrupt. Raises StorageError when
-    the database cannot be opened; later failures of the database are waited out.
+    the database cannot be opened; later failures of the database are waited out. ``metrics_address``: where it answers
+    /metrics itself, see :func:`alphalloc_service.metrics.serve`.
     """
     chosen = backend or settings.backend
     address = ray_address or settings.ray_address
@@ -60,15 +62,23 @@ def run_worker(
         raise SettingsError(f"a Ray address belongs to backend ray, not to {chosen}; give both or neither")
     store = Store.open(settings.database_url)
     stopping = stop or threading.Event()
+    server = None
     try:
+        server = metrics.serve(metrics_address) if metrics_address else None
+        counting = settings.metrics and (server is not None or bool(os.environ.get(metrics.FOLDER)))
         with _signals(stopping), tempfile.TemporaryDirectory(prefix="alphalloc-worker-") as folder:
-            Worker(settings, store, Path(folder), chosen, address, stopping).run(once=once)
+            Worker(settings, store, Path(folder), chosen, address, stopping, counting=counting).run(once=once)
     finally:
+        if server is not None:
+            server.shutdown()
+            server.server_close()
         store.close()
 
 
 class Worker:
-    """One worker. ``stop`` ends it from another thread or a signal handler; ``folder``: empty, where its jobs start."""
+    """One worker. ``stop`` ends it from another thread or a signal handler; ``folder``: empty, where its jobs start;
+    ``counting``: whether somebody reads its metrics.
+    """
 
     def __init__(
         self,
@@ -78,7 +88,10 @@ class Worker:
         backend: str,
         ray_address: str | None,
         stop: threading.Event,
+        *,
+        counting: bool = False,
     ) -> None:
+        self._counting = counting
         self._settings, self._store, self._folder = settings, store, folder
         self._backend, self._ray_address, self._stop = backend, ray_address, stop
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -140,14 +153,14 @@ class Worker:
                 self._end(analysis.id, owner, write)
         ended = self._ended(analysis.id)
         logger.info("analysis %s: %s", analysis.id, ended)
-        if self._settings.metrics and os.environ.get(metrics.FOLDER):
+        if self._counting:
             metrics.job_ended(ended, time.monotonic() - started)
 
     def _follow(self, job: JobProcess, lease: _Lease, analysis: Analysis, owner: str) -> Callable[[], bool] | None:
         """Listen to the child until one thing or the other happens; return what to write then, None for nothing."""
         id, store = analysis.id, self._store
         deadline = time.monotonic() + self._settings.job_seconds
-        following = _Following(self._store, id, owner, counting=self._settings.metrics)
+        following = _Following(self._store, id, owner, counting=self._counting)
         while True:
             try:
                 message = job.receive(0.1)
@@ -218,7 +231,7 @@ class _Following:
 
     def __init__(self, store: Store, id: str, owner: str, *, counting: bool) -> None:
         self._store, self._id, self._owner = store, id, owner
-        self._counting = counting and bool(os.environ.get(metrics.FOLDER))
+        self._counting = counting
         self._news: dict[str, Any] | None = None
         self._layers: list[LayerEvent] = []
         self._seconds = 0.0

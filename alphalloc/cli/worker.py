@@ -26,10 +26,15 @@ BackendOption = Annotated[
 RayAddress = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster, such as head:6379; with --backend ray.")
 ]
+Metrics = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Answer /metrics here, such as 127.0.0.1:9100, for Prometheus.")
+]
 Once = Annotated[bool, typer.Option("--once", help="Stop when no analysis waits any more.")]
 
 
-def worker(backend: BackendOption = None, ray_address: RayAddress = None, once: Once = False) -> None:
+def worker(
+    backend: BackendOption = None, ray_address: RayAddress = None, metrics: Metrics = None, once: Once = False
+) -> None:
     """Compute waiting analyses, one after the other, until interrupted.
 
     Start as many as you like, on any number of machines, all with the same ALPHALLOC_DATABASE_URL. When one dies,
@@ -43,4 +48,5 @@ def worker(backend: BackendOption = None, ray_address: RayAddress = None, once: 
     except ImportError as exc:
         raise MissingExtraError(f"the worker needs {exc.name}: pip install 'alphalloc[server]'") from exc
     configure(settings.log_format)
-    run_worker(settings, backend=None if backend is None else backend.value, ray_address=ray_address, once=once)
+    chosen = None if backend is None else backend.value
+    run_worker(settings, backend=chosen, ray_address=ray_address, once=once, metrics_address=metrics)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +158,35 @@ def test_what_is_wrong_with_a_model_becomes_the_problem_of_its_analysis(url, sto
         assert set(analysis.error) == {"type", "title", "status", "code", "detail"}
         assert analysis.error["detail"]
     assert not (tmp_path / "proof").exists()
+
+
+def test_a_worker_of_its_own_answers_for_its_metrics(url, store, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    store.submit("a", request_for(write_model(tmp_path / "model.safetensors", 0, matrices=3, shape=(60, 90))))
+    store.submit("b", {"model": {"path": str(tmp_path / "gone")}, "estimator": "ks"})
+    command = [sys.executable, "-m", "alphalloc", "worker", "--metrics", address]
+    worker = subprocess.Popen(command, env={**os.environ, "ALPHALLOC_DATABASE_URL": url})
+    try:
+        until(lambda: store.counts()["succeeded"] == store.counts()["failed"] == 1)
+        counted = {"succeeded": 1.0, "failed": 1.0}
+
+        def seen():
+            text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+            found = re.findall(r'alphalloc_job_seconds_count\{status="(\w+)"\} (\S+)', text)
+            return {status: float(number) for status, number in found} == counted and text
+
+        assert 'alphalloc_matrix_seconds_count{device="cpu"} 3.0' in until(seen, seconds=10)
+    finally:
+        worker.terminate()
+        assert worker.wait(30) == 0
+
+
+@pytest.mark.parametrize("address", ["here", "127.0.0.1:", "127.0.0.1:99999", "256.0.0.1:0"])
+def test_metrics_are_answered_at_an_address(url, store, address):
+    with pytest.raises(SettingsError, match=re.escape(address)):
+        run_worker(Settings(database_url=url), once=True, metrics_address=address)
 
 
 @pytest.mark.parametrize("kind", DATABASES)
