@@ -3,11 +3,22 @@
 
 /* ---- where the alphas come from ---- */
 
-function fromDocument(document_) {
-  if (!document_ || !Array.isArray(document_.layers)) throw new Error("This JSON is neither a list of numbers nor an alphas document.");
-  const missing = document_.layers.filter((one) => typeof one.alpha !== "number");
-  if (missing.length) throw new Error(`Layer ${missing[0].layer} has no alpha.`);
-  return { alphas: document_.layers.map((one) => one.alpha), labels: document_.layers.map(layerLabel) };
+let choosing = new AbortController(); // for as long as nobody chooses again where the alphas come from
+
+/** From here on only this choice counts: what is still under way for an earlier one is dropped. */
+function choose() {
+  choosing.abort();
+  choosing = new AbortController();
+  return choosing.signal;
+}
+
+/** Say why an object is not taken: its numbers alone would make a schedule of another id than its own. */
+function refuseDocument(parsed) {
+  if (!Array.isArray(parsed.layers)) throw new Error("This JSON is not a list of numbers.");
+  throw new Error(
+    "An alphas document names a model, an analysis and each layer, which a list of numbers cannot: allocate it with "
+    + "“alphalloc allocate alphas.json”, or analyse the model here under “New analysis”.",
+  );
 }
 
 function layerLabel(one) {
@@ -26,7 +37,7 @@ function parsePasted(text) {
     } catch (error) {
       throw new Error(`Not valid JSON: ${error.message}`);
     }
-    if (!Array.isArray(parsed)) return fromDocument(parsed);
+    if (!Array.isArray(parsed)) refuseDocument(parsed);
     values = parsed;
   } else {
     values = trimmed.split(/[\s,;]+/).filter(Boolean).map((word) => {
@@ -51,8 +62,9 @@ function pasted() {
   take(source);
 }
 
-async function listAnalyses(chosen) {
-  const answer = await (await ask("v1/analyses?status=succeeded&limit=100")).json();
+async function listAnalyses(signal) {
+  const answer = await (await ask("v1/analyses?status=succeeded&limit=100", { signal })).json();
+  signal.throwIfAborted();
   const options = answer.data.map((one) => {
     const option = document.createElement("option");
     option.value = one.id;
@@ -62,15 +74,15 @@ async function listAnalyses(chosen) {
   });
   $("analysis").replaceChildren(...options);
   $("analysis-note").textContent = options.length ? "" : "There is none yet: start one under “New analysis”.";
-  if (chosen) $("analysis").value = chosen;
 }
 
-async function takeAnalysis(id) {
+async function takeAnalysis(id, signal) {
   if (!id) {
     take(null);
     return;
   }
-  const table = await (await ask(`v1/analyses/${id}/layers`)).json();
+  const table = await (await ask(`v1/analyses/${id}/layers`, { signal })).json();
+  signal.throwIfAborted();
   const at = Object.fromEntries(table.columns.map((name, i) => [name, i]));
   const layers = table.rows.map((row) => ({ layer: row[at.layer], stack: row[at.stack], alpha: row[at.alpha] }));
   const bare = layers.filter((one) => one.alpha === null).length;
@@ -83,6 +95,7 @@ function chosenSource() {
 }
 
 async function switchSource() {
+  const signal = choose();
   const chosen = chosenSource();
   for (const part of document.querySelectorAll("[data-source]")) part.hidden = part.dataset.source !== chosen;
   clearProblem();
@@ -90,10 +103,11 @@ async function switchSource() {
   if (chosen === "known") {
     $("analysis-note").textContent = "asking …";
     await trying(async () => {
-      await listAnalyses();
-      await takeAnalysis($("analysis").value);
+      await listAnalyses(signal);
+      await takeAnalysis($("analysis").value, signal);
     });
   }
+  if (chosen === "start" && state.job) await trying(() => takeJob(state.job, signal));
 }
 
 /** Make `source` what is allocated from; null for nothing. */
@@ -117,8 +131,7 @@ function take(source) {
   else showNothing();
 }
 
-function drawAlphas() {
-  const { source } = state;
+function drawAlphas(source = state.source) {
   if (!source || !source.alphas.every((one) => one === null || (Number.isFinite(one) && one > 0))) {
     $("alphas-chart").replaceChildren();
     return;
@@ -184,8 +197,19 @@ function tell(analysis) {
   $("job-note").textContent = `${analysis.status}${total ? `: ${done} of ${total} matrices${left}` : ""}`;
 }
 
-/** Follow the job to its end and return it; alphas appear layer by layer. */
-async function follow(analysis, signal) {
+/** Take the alphas of a job that is done; of one that runs show what there is, which nothing is allocated from. */
+async function takeJob(job, signal) {
+  if (job.status === "succeeded") {
+    await takeAnalysis(job.id, signal);
+  } else if (job.status === "running") {
+    take(null);
+    drawAlphas(job.soFar);
+  }
+}
+
+/** Follow the job to its end and return it; its alphas appear layer by layer where nothing else has been chosen. */
+async function follow(analysis, job) {
+  const { signal } = job.abort;
   const layers = new Map();
   while (!["succeeded", "failed", "cancelled"].includes(analysis.status)) {
     tell(analysis);
@@ -196,8 +220,8 @@ async function follow(analysis, signal) {
         } else if (event === "layer") {
           layers.set(layerLabel(data), data);
           const known = [...layers.values()].sort((a, b) => (a.stack < b.stack ? -1 : a.stack > b.stack ? 1 : a.layer - b.layer));
-          state.source = { alphas: known.map((one) => one.alpha), labels: known.map(layerLabel) };
-          drawAlphas();
+          job.soFar = { alphas: known.map((one) => one.alpha), labels: known.map(layerLabel) };
+          if (chosenSource() === "start") drawAlphas(job.soFar);
         }
       }
     } catch (error) {
@@ -214,24 +238,28 @@ async function start(event) {
   event.preventDefault();
   clearProblem();
   if (state.job) state.job.abort.abort();
-  const abort = new AbortController();
+  choose();
+  const job = { id: null, status: "asked", soFar: null, abort: new AbortController() };
+  state.job = job;
   $("job").hidden = false;
   $("job-note").textContent = "asking …";
   $("job-bar").removeAttribute("value");
   await trying(async () => {
     try {
-      let analysis = await (await ask("v1/analyses", { method: "POST", body: analysisRequest(), signal: abort.signal })).json();
-      state.job = { id: analysis.id, abort };
+      let analysis = await (await ask("v1/analyses", { method: "POST", body: analysisRequest(), signal: job.abort.signal })).json();
+      job.id = analysis.id;
+      job.status = "running";
       $("cancel").hidden = false;
-      take(null);
-      analysis = await follow(analysis, abort.signal);
+      if (chosenSource() === "start") await takeJob(job);
+      analysis = await follow(analysis, job);
+      job.status = analysis.status;
       if (analysis.status === "failed") throw new Refusal(analysis.error);
-      if (analysis.status === "succeeded") await takeAnalysis(analysis.id);
+      if (chosenSource() === "start") await takeJob(job, choosing.signal);
     } catch (error) {
       if (error instanceof Refusal) $("job-note").textContent = "not analysed";
       throw error;
     } finally {
-      $("cancel").hidden = true;
+      if (state.job === job) $("cancel").hidden = true;
     }
   });
 }

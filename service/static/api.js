@@ -12,8 +12,8 @@ const state = {
   schedule: null,
   uniform: null,
   kept: null,
-  stored: new Set(),
-  job: null,
+  stored: new Map(), // ids of kept schedules, by the question
+  job: null, // { id, status, soFar, abort }
 };
 
 /* ---- the API ---- */

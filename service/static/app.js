@@ -1,7 +1,8 @@
 /* From alphas to a schedule: the controls, the comparison, and what can be taken along. */
 "use strict";
 
-const PAUSE = 150; // milliseconds between two questions while a slider moves: at most 400 a minute
+const PAUSE = 250; // milliseconds between two settings while a slider moves: at most 240 a minute, of two requests each
+                   // (the question and what it is compared with), which is below the service's default rate of 600
 const SLIDERS = { beta: [0, 8, 0.1], eps: [0, 1, 0.05], temperature: [0.05, 3, 0.05] };
 
 /* ---- the allocation ---- */
@@ -40,25 +41,48 @@ function question(changes = {}) {
 let waiting = 0;
 let asked = 0;
 let running = null;
+let ranging = false; // whether the service still works on an answer with ranges, wanted or not
+let next = false; // whether a setting waits for that to end
 
 /** Ask for the schedule, soon: at most one question a PAUSE, and only the last one's answer counts. */
 function allocate() {
   if (waiting || !state.source || !state.methods) return;
   waiting = window.setTimeout(() => {
     waiting = 0;
-    asked = Date.now();
     if (running) running.abort();
+    next = ranging && $("confidence").checked;
+    if (next) return;
+    asked = Date.now();
     running = new AbortController();
     trying(() => askSchedule(running.signal));
   }, Math.max(0, asked + PAUSE - Date.now()));
 }
 
+/** Ask with ranges. They take seconds of the service's processor, which no abort saves: one question at a time. */
+async function askRanges(body) {
+  ranging = true;
+  try {
+    return await (await ask("v1/allocations", { method: "POST", body })).text();
+  } finally {
+    ranging = false;
+    if (next) {
+      next = false;
+      allocate();
+    }
+  }
+}
+
 async function askSchedule(signal) {
   $("result").setAttribute("aria-busy", "true");
+  const body = question();
   try {
-    const answer = await ask("v1/allocations", { method: "POST", body: question(), signal });
-    state.text = await answer.text();
+    const text = body.confidence
+      ? await askRanges(body)
+      : await (await ask("v1/allocations", { method: "POST", body, signal })).text();
+    signal.throwIfAborted();
+    state.text = text;
   } catch (error) {
+    signal.throwIfAborted();
     if (error instanceof Refusal) showRefused();
     throw error;
   } finally {
@@ -177,6 +201,7 @@ function forgetSchedule(words) {
 function withdraw() {
   window.clearTimeout(waiting);
   waiting = 0;
+  next = false;
   if (running) running.abort();
   $("result").removeAttribute("aria-busy");
 }
@@ -226,14 +251,15 @@ function curlLine() {
   return `curl --silent --fail ${new URL("v1/allocations", document.baseURI).href}${key} \\\n  --json '${body}'`;
 }
 
-/** Have the service keep the schedule, so that others can name it; return its id. */
+/** Have the service keep the schedule of the settings as they stand, which may be on its way here; return its id. */
 async function storedSchedule() {
-  const { id } = state.schedule;
-  if (!state.stored.has(id)) {
-    await ask("v1/allocations", { method: "POST", body: question({ store: true }) });
-    state.stored.add(id);
+  const body = question({ store: true });
+  const name = JSON.stringify(body);
+  if (!state.stored.has(name)) {
+    const { id } = await (await ask("v1/allocations", { method: "POST", body })).json();
+    state.stored.set(name, id);
   }
-  return id;
+  return state.stored.get(name);
 }
 
 async function copyExport(format) {
@@ -374,7 +400,7 @@ function connect() {
   $("rule").addEventListener("change", () => { showParams(); allocate(); });
   for (const id of ["rounding", "confidence"]) $(id).addEventListener("change", allocate);
   $("top-k").addEventListener("input", allocate);
-  $("analysis").addEventListener("change", () => { clearProblem(); trying(() => takeAnalysis($("analysis").value)); });
+  $("analysis").addEventListener("change", () => { clearProblem(); trying(() => takeAnalysis($("analysis").value, choose())); });
   $("refresh").addEventListener("click", switchSource);
   $("report").addEventListener("click", saveReport);
   $("start-form").addEventListener("submit", start);

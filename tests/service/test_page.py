@@ -12,12 +12,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alphalloc_service.keys import digest, new_key
+from alphalloc_service.settings import Settings
 from alphalloc_service.store import Store
 from browser import Watched, axe, chromium, until
 from playwright.sync_api import Browser, Page
 from running_service import RunningService
+from safetensors.numpy import save_file
 
 from alphalloc import ExpertSchedule
 from alphalloc.allocation import allocate
@@ -27,9 +30,34 @@ ALPHAS = [2.1, 2.9, 3.4, 2.6, 2.2, 3.0]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Iterator[RunningService]:
-    with RunningService(tmp_path_factory.mktemp("service"), "--model-root", str(smollm2_file.parent)) as running:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small checkpoints of 3, 4 and 5 layers."""
+    folder = tmp_path_factory.mktemp("models")
+    for layers in (3, 4, 5):
+        draw = np.random.default_rng(layers)
+        tensors = {f"layers.{i}.weight": draw.standard_t(3 + i, (40, 60)).astype(np.float32) for i in range(layers)}
+        save_file(tensors, folder / f"{layers}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path, models: Path) -> Iterator[RunningService]:
+    roots = ["--model-root", str(smollm2_file.parent), "--model-root", str(models)]
+    with RunningService(tmp_path_factory.mktemp("service"), *roots) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def analysed(server: RunningService, models: Path) -> dict[str, ModelAlphas]:
+    """The alphas of the models of 4 and 5 layers, by the ids of their analyses."""
+    asked = [
+        server.json("POST", "/v1/analyses", {"model": {"path": str(models / f"{layers}.safetensors")}})[1]["id"]
+        for layers in (4, 5)
+    ]
+    assert {server.finished(one)["status"] for one in asked} == {"succeeded"}
+    return {
+        one: ModelAlphas.from_json(server.request("GET", f"/v1/analyses/{one}/alphas")[1].decode()) for one in asked
+    }
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +102,40 @@ def expect_bars(page: Page, schedule: ExpertSchedule) -> None:
 def copied(page: Page) -> str:
     until(page, "document.getElementById('copied').textContent.startsWith('Copied')")
     return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+HOLD = """([path, body]) => {
+    const real = window.fetch;
+    const released = new Promise((resolve) => { window.release = resolve; });
+    Object.assign(window, { sent: 0, held: 0 });
+    window.fetch = async (url, asked = {}) => {
+        const meant = url.includes(path) && (asked.body || "").includes(body);
+        if (meant) window.sent += 1;
+        const answer = await real(url, asked);
+        if (meant) window.held += 1;
+        if (meant) await released;
+        return answer;
+    };
+}"""
+
+
+def hold(page: Page, path: str, body: str = "") -> None:
+    """From now on answers to such requests (``window.sent``) wait (``window.held``) until ``window.release()``."""
+    page.evaluate(HOLD, [path, body])
+
+
+def settle(page: Page) -> None:
+    """Give what would be sent or drawn in error the time for it."""
+    page.wait_for_timeout(2 * page.evaluate("PAUSE"))
+
+
+def choose_known(page: Page, analysed: dict[str, ModelAlphas]) -> None:
+    """Choose the known analysis of 5 layers, and wait for its schedule."""
+    last, alphas = list(analysed.items())[-1]
+    page.check("input[value=known]")
+    until(page, "document.querySelectorAll('#analysis option').length > 1")
+    page.select_option("#analysis", last)
+    expect_bars(page, allocate(alphas, 25))
 
 
 def expected_problem(watched: Watched, code: str) -> str:
@@ -186,6 +248,7 @@ def test_an_answer_to_what_was_taken_back_is_dropped(watched):
     page = watched.page
     paste(page, "2, 3, 4")
     expect_bars(page, allocate([2.0, 3.0, 4.0], 15))
+    until(page, "document.getElementById('difference').textContent !== ''")  # both answers are here
     page.evaluate("""() => {
         const pasted = document.getElementById("pasted");
         window.type = (text) => { pasted.value = text; pasted.dispatchEvent(new Event("input")); };
@@ -209,10 +272,12 @@ def test_an_answer_to_what_was_taken_back_is_dropped(watched):
 
 def test_hostile_text_stays_text(watched):
     page = watched.page
-    evil = "<img src=x onerror=window.hacked=1>"
-    layers = [{"layer": i, "stack": evil, "alpha": 2.0 + i} for i in range(3)]
-    paste(page, json.dumps({"layers": layers}))
-    page.wait_for_selector("#alphas-chart [data-layer]")
+    evil = "<img/src=x/onerror=window.hacked=1>"
+    paste(page, evil)
+    assert page.inner_text("#pasted-note") == f"“{evil}” is not a number."
+    page.evaluate(
+        "(evil) => drawAlphas({ alphas: [2, 3], labels: [layerLabel({ stack: evil, layer: 0 }), '1'] })", evil
+    )
     assert evil in page.locator("#alphas-chart title").first.text_content()
     page.check("input[value=start]")
     page.fill("#model", evil)
@@ -270,6 +335,97 @@ def test_the_report_opens_in_an_origin_of_its_own(browser, server):
     light = browser.new_context().request.get(f"{server.url}/v1/analyses/{analysis['id']}/report?light=true").text()
     assert "<script" not in light
     watched.page.close()
+
+
+def test_an_alphas_document_is_not_taken_for_its_numbers(watched, analysed):
+    page = watched.page
+    alphas = next(iter(analysed.values()))
+    hold(page, "v1/allocations")
+    paste(page, alphas.to_json())
+    assert page.inner_text("#pasted-note").startswith("An alphas document names a model, an analysis and each layer")
+    settle(page)
+    assert page.evaluate("window.sent") == 0
+    assert page.inner_text("#totals") == "Give some alphas to see a schedule."
+    paste(page, "{}")
+    assert page.inner_text("#pasted-note") == "This JSON is not a list of numbers."
+
+
+def test_pasted_alphas_outlast_an_analysis_under_way(watched, models):
+    page = watched.page
+    page.check("input[value=start]")
+    page.fill("#model", str(models / "3.safetensors"))
+    hold(page, "/events")
+    page.click("#start-form button[type=submit]")
+    until(page, "window.held === 1")
+    page.check("input[value=paste]")
+    paste(page, json.dumps(ALPHAS))
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.check("input[value=start]")  # where the job runs nothing is allocated
+    assert page.inner_text("#totals") == "Give some alphas to see a schedule."
+    page.check("input[value=paste]")
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.evaluate("window.release()")
+    until(page, "document.getElementById('job-note').textContent === 'succeeded: 3 of 3 matrices'")
+    settle(page)
+    assert page.evaluate("state.source.alphas") == ALPHAS
+    assert page.locator("#alphas-chart [data-layer]").count() == len(ALPHAS)
+    expect_bars(page, allocate(ALPHAS, 30))
+    page.check("input[value=start]")
+    until(page, "state.source.alphas.length === 3")
+    assert page.evaluate("state.source.id").startswith("an_")
+
+
+def test_the_analysis_chosen_last_is_the_one_shown(watched, analysed):
+    page = watched.page
+    first, last = analysed
+    choose_known(page, analysed)
+    hold(page, f"{first}/layers")
+    page.select_option("#analysis", first)
+    until(page, "window.held === 1")
+    page.evaluate("document.getElementById('analysis-note').textContent = ''")
+    page.select_option("#analysis", last)
+    until(page, "document.getElementById('analysis-note').textContent.startsWith('5 layers')")
+    page.evaluate("window.release()")
+    settle(page)
+    assert page.evaluate("state.source.id") == last == page.input_value("#analysis")
+    expect_bars(page, allocate(analysed[last], 25))
+
+
+def test_an_export_is_of_the_settings_as_they_stand(watched):
+    page = watched.page
+    paste(page, json.dumps(ALPHAS))
+    expect_bars(page, allocate(ALPHAS, 30))
+    hold(page, "v1/allocations", '"store":false')
+    page.fill("#budget", "37")
+    until(page, "window.held === 1")
+    page.fill("#rank", "4")
+    page.click("#exports button[data-format=peft]")
+    config = json.loads(copied(page))
+    found = [config["rank_pattern"].get(rf"layers\.{layer}\..*", config["r"]) for layer in range(6)]
+    assert found == [4 * experts for experts in allocate(ALPHAS, 37).num_experts]
+    page.evaluate("window.release()")
+    expect_bars(page, allocate(ALPHAS, 37))
+
+
+def test_one_answer_with_ranges_at_a_time(watched, analysed):
+    page = watched.page
+    choose_known(page, analysed)
+    hold(page, "v1/allocations", '"confidence":true')
+    page.check("#confidence")
+    until(page, "window.held === 1")
+    for budget in ("26", "27", "28"):
+        page.fill("#budget", budget)
+        settle(page)
+    assert page.evaluate("window.sent") == 1
+    page.evaluate("window.release()")
+    expect_bars(page, allocate(list(analysed.values())[-1], 28))
+    until(page, "document.getElementById('totals').textContent.includes('draws change it')")
+    assert page.evaluate("window.sent") == 2
+
+
+def test_a_moving_slider_stays_below_the_default_rate(watched):
+    rate = int((Settings().rate_limit or "").removesuffix("/minute"))
+    assert watched.page.evaluate("2 * 60000 / PAUSE") < rate  # each setting, and what it is compared with
 
 
 def test_by_keyboard_alone(watched):
