@@ -55,10 +55,15 @@ def in_two_processes(recipe: Any, folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_train_what_one_does(recipe: Any, tmp_path: Path) -> None:
     if not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
-    # 22 examples, 4 a step: the second epoch begins within, its last batch is short in neither arm.
-    texts = ["optim.steps=4", "run.save_every=2", "run.log_every=2", "adapter.dropout=0", "data.limit=20"]
+    # 16 examples of 20, 4 a step: the second epoch begins within, and no step is short. With two processes accelerate
+    # would fill a short one up with the epoch's first examples.
+    texts = ["optim.steps=6", "run.save_every=2", "run.log_every=2", "adapter.dropout=0", "data.limit=20"]
+    texts += ["data.eval_share=0.2", "run.eval_batch_size=2"]
     both = in_two_processes(recipe(*texts, output=str(tmp_path / "two")), tmp_path)
     one = train(recipe(*texts, output=str(tmp_path / "one")))
+    assert (
+        both[0]["eval"]["eval_loss"] == both[1]["eval"]["eval_loss"] == pytest.approx(one.eval["eval_loss"], rel=1e-4)
+    )
     assert both[0]["parameters"] == both[1]["parameters"] == one.parameters
     first, second = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     for name, tensor in first.items():
@@ -68,4 +73,4 @@ def test_two_processes_train_what_one_does(recipe: Any, tmp_path: Path) -> None:
     assert len(logs[0]) == len(logs[1])
     for alone, together in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert (alone["module"], alone["tokens"]) == (together["module"], together["tokens"])
-    assert (tmp_path / "two" / "checkpoints" / "checkpoint-4" / "complete.json").exists()
+    assert (tmp_path / "two" / "checkpoints" / "checkpoint-6" / "complete.json").exists()
