@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 import yaml
-from alphalloc_service.server import GRACEFUL_SECONDS
+from alphalloc_service.app import create_app
+from alphalloc_service.keys import digest, new_key
+from alphalloc_service.server import GRACEFUL_SECONDS, listen
 from alphalloc_service.settings import Settings
+from alphalloc_service.store import Store, upgrade
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from alphalloc.cli.app import build_app
+from alphalloc.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -137,6 +142,59 @@ def test_a_stop_waits_for_requests_under_way() -> None:
     for one in objects():
         if one["kind"] == "Deployment":
             assert one["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > GRACEFUL_SECONDS
+
+
+def started(where: str) -> dict[str, str]:
+    """Return the subcommand that each deployment or service of a file runs."""
+    if where in COMPOSE:
+        services = compose(where)["services"]
+        return {name: service["command"][0] for name, service in services.items() if "command" in service}
+    pods = {one["metadata"]["name"]: one["spec"]["template"] for one in objects() if one["kind"] == "Deployment"}
+    return {name: pod["spec"]["containers"][0]["args"][0] for name, pod in pods.items()}
+
+
+@pytest.mark.parametrize("where", [*COMPOSE, "deploy/kubernetes.yaml"])
+def test_the_first_key_is_made_where_something_runs(where: str) -> None:
+    """What serves the network does not start without a key; `run` makes a container of its own, `exec` needs one."""
+    with pytest.raises(SettingsError, match="this service has no key"):
+        listen(Settings(host=found_in_dockerfile("ALPHALLOC_HOST"), port=0))
+    making = [line for line in (ROOT / where).read_text().splitlines() if re.match(r"# .*keys create", line)]
+    assert making
+    for line in making:
+        for name in re.findall(r"\bexec (?:-\S+ )*(?:deploy/)?([\w-]+)", line):
+            assert started(where)[name] != "serve", line
+
+
+def found_in_dockerfile(variable: str) -> str:
+    return str(re.findall(rf"\b{variable}=(\S+)", DOCKERFILE)[0])
+
+
+def test_prometheus_gets_its_answer_by_a_pods_address(tmp_path: Path) -> None:
+    api = next(one for one in objects() if one["kind"] == "Deployment" and one["metadata"]["name"] == "alphalloc-api")
+    pod = api["spec"]["template"]
+    assert "annotations" not in pod["metadata"]
+    environment = {one["name"]: one for one in pod["spec"]["containers"][0]["env"]}
+    assert environment["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert list(environment).index("POD_IP") < list(environment).index("ALPHALLOC_ALLOWED_HOSTS")  # as $() needs it
+    hosts = environment["ALPHALLOC_ALLOWED_HOSTS"]["value"].replace("$(POD_IP)", "10.244.1.7").split(",")
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "containers.md").read_text(), re.DOTALL)
+    (job,) = yaml.safe_load(text[0])["scrape_configs"]
+    services = [one["metadata"]["name"] for one in objects() if one["kind"] == "Service"]
+    assert [one["regex"] for one in job["relabel_configs"]] == services
+    settings = Settings(
+        host=found_in_dockerfile("ALPHALLOC_HOST"),
+        allowed_hosts=tuple(hosts),
+        database_url=f"sqlite:///{tmp_path}/service.db",
+    )
+    upgrade(settings.database_url)
+    store, key = Store.open(settings.database_url), new_key()
+    store.add_key("prometheus", digest(key), ("read",))
+    app = create_app(settings, store)
+    headers = {"Authorization": f"{job['authorization']['type']} {key}"}
+    assert TestClient(app, base_url="http://10.244.1.7:8000").get("/metrics", headers=headers).status_code == 200
+    assert TestClient(app, base_url="http://10.244.1.7:8000").get("/metrics").status_code == 401
+    assert TestClient(app, base_url="http://10.244.1.8:8000").get("/metrics", headers=headers).status_code == 421
+    store.close()
 
 
 def test_no_secret_stands_in_them() -> None:
