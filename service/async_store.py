@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -16,6 +17,7 @@ from alphalloc import ModelAlphas
 from alphalloc.errors import StorageError
 
 from .conventions import strong_etag
+from .problems import ProblemError
 from .store import AllocationRow, AllocationWriter, Store
 
 P = ParamSpec("P")
@@ -24,6 +26,9 @@ T = TypeVar("T")
 CACHE_BYTES = 64 * 2**20  # chosen here: about 13,000 schedules of 32 layers
 CACHED_ALPHAS = 8  # parsed analyses; one of 80 layers with histograms takes some 20 MB
 THREADS = 16  # that wait for the database; chosen here
+COMPUTING = 2  # threads that compute, so that the database's are never all taken by them; chosen here
+MAX_COMPUTING = 32  # computations under way and waiting, a minute's work of the longest; chosen here
+TRUST_SECONDS = 60.0  # for which a remembered schedule counts as stored: it may have been pruned meanwhile; chosen here
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Document:
 
     body: bytes
     etag: str
+    seen: float
 
     @classmethod
     def of(cls, body: bytes) -> Document:
-        """Return ``body`` with its tag."""
-        return cls(body, strong_etag(body))
+        """Return ``body`` with its tag, seen in the database now."""
+        return cls(body, strong_etag(body), time.monotonic())
 
 
 class Remembered(Generic[T]):
@@ -87,6 +93,7 @@ class AsyncStore:
         self.sync = store
         self._writer = AllocationWriter(store)
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._computing = anyio.CapacityLimiter(COMPUTING)
         self._documents: Remembered[Document] = Remembered(CACHE_BYTES, lambda document: len(document.body) + 500)
         self._alphas: Remembered[ModelAlphas] = Remembered(CACHED_ALPHAS, lambda _: 1)
         self._waiting: list[tuple[AllocationRow, asyncio.Future[bool]]] = []
@@ -94,6 +101,16 @@ class AsyncStore:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return ``function(*args, **kwargs)``, called in a thread; meant for the methods of ``sync``."""
         return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._threads)
+
+    async def compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return ``function(*args, **kwargs)``, called in one of the few threads that compute.
+
+        Raises ProblemError 503 too-busy when many wait for them already.
+        """
+        state = self._computing.statistics()
+        if state.borrowed_tokens + state.tasks_waiting >= MAX_COMPUTING:
+            raise ProblemError(503, "too-busy", "too many long answers are under way; try again", {"Retry-After": "5"})
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._computing)
 
     def known_document(self, id: str) -> Document | None:
         """Return the schedule when it is in memory."""
@@ -104,22 +121,25 @@ class AsyncStore:
         known = self._documents.get(id)
         if known is not None:
             return known
-        row = await self.run(self.sync.allocation, id)
-        return None if row is None else self._remember(id, row.document)
+        body = await self._stored(id)
+        return None if body is None else self._remember(id, body)
 
-    async def keep(
-        self, id: str, body: bytes, request: dict[str, Any], analysis_id: str | None
-    ) -> tuple[Document, bool]:
-        """Return the schedule as it is stored from now on, and whether it is new. What was stored first stays."""
+    async def _stored(self, id: str) -> bytes | None:
+        row = await self.run(self.sync.allocation, id)
+        return None if row is None else row.document
+
+    async def keep(self, id: str, make: Callable[[], AllocationRow]) -> tuple[Document, bool]:
+        """Return the schedule as it is stored from now on, and whether it is new. What was stored first stays.
+
+        What was seen in the database within TRUST_SECONDS is neither made nor written again.
+        """
         known = self._documents.get(id)
-        if known is not None:
+        if known is not None and time.monotonic() < known.seen + TRUST_SECONDS:
             return known, False
-        new = await self._written(AllocationRow(id, body, request, analysis_id))
-        if not new:
-            stored = await self.document(id)
-            if stored is not None:
-                return stored, False
-        return self._remember(id, body), new
+        row = make()
+        new = await self._written(row)
+        stored = None if new else await self._stored(id)
+        return self._remember(id, stored or row.document), new
 
     async def alphas(self, analysis_id: str) -> ModelAlphas | None:
         """Return the alphas of a succeeded analysis."""

@@ -20,7 +20,7 @@ from ..problems import ProblemError, Responses, responses
 from ..questions import known, submit
 from ..schemas import ALLOCATION_ID, AllocationRequest, AlphasSource, AnalysisSource
 from ..security import require
-from ..store import Analysis
+from ..store import AllocationRow, Analysis
 from ..views import answer
 from ..waiting import until
 from .analyses import found, preference
@@ -139,14 +139,15 @@ async def _answer(
 ) -> Response:
     store: AsyncStore = request.app.state.store
     quick = is_quick(question, scores)
-    schedule = schedule_of(question, scores) if quick else await store.run(schedule_of, question, scores)
+    schedule = schedule_of(question, scores) if quick else await store.compute(schedule_of, question, scores)
     if not question.store:
         return Response(schedule.to_json(), headers={"Cache-Control": "no-store"}, media_type="application/json")
-    document = store.known_document(schedule.id)
-    new = False
-    if document is None:
+
+    def row() -> AllocationRow:
         asked = question.model_dump(mode="json")
-        document, new = await store.keep(schedule.id, schedule.to_json().encode(), asked, analysis_id)
+        return AllocationRow(schedule.id, schedule.to_json().encode(), asked, analysis_id)
+
+    document, new = await store.keep(schedule.id, row)
     headers = {"ETag": document.etag, "Location": f"/v1/allocations/{schedule.id}", "Cache-Control": "no-cache"}
     return Response(document.body, 201 if new else 200, headers, media_type="application/json")
 

@@ -89,7 +89,7 @@ async def export_allocation(
         average=average,
     )
     store: AsyncStore = request.app.state.store
-    content, notes = await store.run(_exported, document.body, format, options)
+    content, notes = await store.compute(_exported, document.body, format, options)
     headers = {"ETag": strong_etag(content), "Cache-Control": "no-cache"}  # another release may write it otherwise
     if notes:
         headers["X-Alphalloc-Notes"] = json.dumps(notes)

@@ -46,7 +46,7 @@ async def layers(
         raise ProblemError(406, "not-acceptable", f"expected Accept {JSON}, {CSV} or {PARQUET}")
     alphas = await finished_alphas(id, request)
     store: AsyncStore = request.app.state.store
-    content = await store.run(_rendered, alphas, level, media)
+    content = await store.compute(_rendered, alphas, level, media)
     return _immutable(request, content, media)
 
 
@@ -70,7 +70,7 @@ async def alphas_document(id: AnalysisId, request: Request) -> Response:
     """Return what `alphalloc analyze -o alphas.json` writes, byte for byte."""
     alphas = await finished_alphas(id, request)
     store: AsyncStore = request.app.state.store
-    return _immutable(request, (await store.run(alphas.to_json)).encode(), JSON)
+    return _immutable(request, (await store.compute(alphas.to_json)).encode(), JSON)
 
 
 async def finished_alphas(id: str, request: Request) -> ModelAlphas:

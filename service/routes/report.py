@@ -52,7 +52,7 @@ async def report(
     alphas = await finished_alphas(id, request)
     schedules = [ExpertSchedule.from_json((await stored(one, request)).body.decode()) for one in allocation]
     store: AsyncStore = request.app.state.store
-    content = await store.run(_rendered, alphas, schedules, light)
+    content = await store.compute(_rendered, alphas, schedules, light)
     # Another release may draw it otherwise. The policy: its scripts are inline, so it gets an origin of its own.
     headers = {"ETag": strong_etag(content), "Cache-Control": "no-cache", "Content-Security-Policy": REPORT_POLICY}
     if unchanged(request, headers["ETag"]):
