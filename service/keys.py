@@ -89,6 +89,10 @@ class KeyRing:
             self._open_until = now + FRESH_SECONDS
         return self._closed
 
+    def remembers(self, key: str) -> bool:
+        """Whether ``key`` was found in the store before, and not found missing since."""
+        return digest(key) in self._known
+
     async def caller(self, key: str) -> Caller | None:
         """Return who ``key`` is, None when it is not a key or not one any more. Raises StorageError."""
         if self._store is None or not FORM.fullmatch(key):

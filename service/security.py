@@ -1,4 +1,4 @@
-"""Who may ask what: host names, origins, sizes, API keys, rates, and the headers that browsers obey.
+"""Who may ask what: how many at once, host names, origins, sizes, API keys, rates; and the headers that browsers obey.
 
 One middleware in plain ASGI, awaited but for a read of the store every few seconds: a synchronous dependency would
 cost half of the throughput, and even an awaited one a fifth of a short answer. What it refuses never reaches a route.
@@ -25,12 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from alphalloc.errors import AlphallocError
 
 from .keys import MAX_REMEMBERED, OPEN, Caller, KeyRing, KeyStore
-from .model_policy import check_model
 from .problems import ProblemError, problem, responses
 from .settings import Settings
 from .statuses import status_of
 
-__all__ = ["PAGE_POLICY", "REPORT_POLICY", "check_model", "describe", "install", "is_loopback", "require"]
+__all__ = ["PAGE_POLICY", "REPORT_POLICY", "describe", "install", "is_loopback", "require"]
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/docs"})
 PUBLIC_FOLDERS = ("/static/", "/docs/", "/v1/schemas/")
@@ -39,6 +38,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_POSTS = frozenset({"/v1/schedules/validate", "/v1/allocations"})  # questions; the latter asks for more itself
 BODY_SECONDS = 30.0  # chosen here: 1 MiB in that time is 35 KB/s
 MAX_HEADERS = 100  # lines; chosen here
+MAX_UNDER_WAY = 512  # requests of a process that were not answered yet; chosen here
 CORS_TAKES = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer")
 
 # Answers are data. The page and the report say their own policy; a browser obeys whichever comes first here.
@@ -70,14 +70,7 @@ def install(app: FastAPI, settings: Settings, store: KeyStore | None) -> None:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=[
-                "Authorization",
-                "Content-Type",
-                "Idempotency-Key",
-                "If-None-Match",
-                "Last-Event-ID",
-                "Prefer",
-            ],
+            allow_headers=list(CORS_TAKES),
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-Id"],
         )
 
@@ -111,7 +104,7 @@ def is_loopback(host: str) -> bool:
 
 
 def describe(document: dict[str, Any]) -> None:
-    """Add to an OpenAPI document how requests are authenticated, and what every guarded operation may answer."""
+    """Add to an OpenAPI document how requests are authenticated, and what is answered before any route is asked."""
     components = document.setdefault("components", {})
     components.setdefault("securitySchemes", {})["key"] = {
         "type": "http",
@@ -119,17 +112,18 @@ def describe(document: dict[str, Any]) -> None:
         "description": "An API key, `alph_...`; needed as soon as the service has one.",
     }
     for path, operations in document["paths"].items():
-        if _is_public(path):
-            continue
+        guarded = not _is_public(path)
+        refusals = responses(401, 403, 429, 503) if guarded else {} if path in PROBES else responses(503)
         for operation in operations.values():
             if isinstance(operation, dict) and "responses" in operation:
-                operation["security"] = [{"key": []}, {}]
-                for status, entry in responses(401, 403, 429).items():
+                if guarded:
+                    operation["security"] = [{"key": []}, {}]
+                for status, entry in refusals.items():
                     operation["responses"].setdefault(str(status), entry)
 
 
 class SecurityMiddleware:
-    """Refuses in this order: host, sizes, foreign origins, missing or unknown keys, too many requests."""
+    """Refuses in this order: too many at once, sizes, host, foreign origins, missing or unknown keys, a rate passed."""
 
     def __init__(self, app: ASGIApp, settings: Settings, store: KeyStore | None) -> None:
         self.app = app
@@ -140,6 +134,8 @@ class SecurityMiddleware:
         self._keys = KeyRing(store, closed=not self._local and not settings.insecure_no_auth)
         self._rate = parse(settings.rate_limit) if settings.rate_limit else None
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._refused = FixedWindowRateLimiter(MemoryStorage())  # keys that were, by address
+        self._under_way = 0
         self._block = _block(self._rate.amount) if self._rate else 1
         self._granted: dict[str, tuple[int, float]] = {}  # requests taken from the window ahead, and until when
 
@@ -149,13 +145,21 @@ class SecurityMiddleware:
             if scope["type"] == "lifespan":  # there are no websockets
                 await self.app(scope, receive, send)
             return
+        self._under_way += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})
         send = _with_headers(scope, send)
         try:
+            self._check_room(scope["path"])
             headers = self._headers(scope)
             self._check_host(scope["path"], headers)
             self._check_origin(scope["method"], headers)
-            caller = await self._caller(scope["path"], headers)
+            caller = await self._caller(scope, headers)
             scope["state"]["caller"] = caller
             reads = scope["method"] in SAFE_METHODS or scope["path"] in READING_POSTS
             check_scope(caller, "read" if reads else "write")
@@ -170,6 +174,12 @@ class SecurityMiddleware:
             return
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         await self.app(scope, _with_deadline(receive) if has_body else receive, send)
+
+    def _check_room(self, path: str) -> None:
+        """Raise ProblemError 503 when too many requests are under way; the probes are answered even so."""
+        if self._under_way > MAX_UNDER_WAY and path not in PROBES:
+            detail = f"{MAX_UNDER_WAY} requests are under way here already; try again in a moment"
+            raise ProblemError(503, "too-busy", detail, {"Retry-After": "1"})
 
     def _headers(self, scope: Scope) -> dict[bytes, bytes]:
         """Return the headers by name. Raises ProblemError 431 for too much, 400 for a key or host given twice, and 413
@@ -213,15 +223,22 @@ class SecurityMiddleware:
             detail = f"pages of {origin[:100]!r} may change nothing here; --cors-origin allows one"
             raise ProblemError(403, "origin-not-allowed", detail)
 
-    async def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
-        """Return who asks. Raises ProblemError 401, and StorageError when the keys cannot be read."""
-        if _is_public(path) or not await self._keys.wanted():
+    async def _caller(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+        """Return who asks. Raises ProblemError 401, 429 for one more unknown key after too many of them from the same
+        address, and StorageError when the keys cannot be read.
+        """
+        if _is_public(scope["path"]) or not await self._keys.wanted():
             return OPEN
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer":
-            caller = await self._keys.caller(key.strip())
+            key, who = key.strip(), _address(scope)
+            if self._rate is not None and not self._keys.remembers(key) and not self._refused.test(self._rate, who):
+                raise _rate_limited(self._refused, self._rate, who, "with unknown keys from")
+            caller = await self._keys.caller(key)
             if caller is not None:
                 return caller
+            if self._rate is not None:
+                self._refused.hit(self._rate, who)
             detail = "the key is unknown or revoked; `alphalloc keys create` on the service's machine makes one"
         else:
             detail = "expected the header Authorization: Bearer alph_..."
@@ -233,7 +250,7 @@ class SecurityMiddleware:
         """
         if self._rate is None or (not caller.keyed and (self._local or _is_public(scope["path"]))):
             return
-        who = caller.name if caller.keyed else (scope.get("client") or ("",))[0]
+        who = caller.name if caller.keyed else _address(scope)
         left, until = self._granted.get(who, (0, 0.0))
         if left > 0 and time.time() < until:
             self._granted[who] = (left - 1, until)
@@ -245,19 +262,27 @@ class SecurityMiddleware:
         costs as much as the rest of this middleware. Raises ProblemError 429.
         """
         hit = self._limiter.hit(rate, who, cost=self._block)
-        reset = self._limiter.get_window_stats(rate, who).reset_time
         if not hit:
-            wait = max(1, int(reset - time.time()) + 1)
-            detail = f"more than {rate} for {who!r}; try again in {wait} s"
-            raise ProblemError(429, "rate-limited", detail, {"Retry-After": str(wait)})
+            raise _rate_limited(self._limiter, rate, who, "for")
         if len(self._granted) >= MAX_REMEMBERED:
             self._granted.clear()
-        self._granted[who] = (self._block - 1, reset)
+        self._granted[who] = (self._block - 1, self._limiter.get_window_stats(rate, who).reset_time)
+
+
+def _rate_limited(limiter: FixedWindowRateLimiter, rate: RateLimitItem, who: str, by: str) -> ProblemError:
+    """Return the error for ``who``, whose window of ``limiter`` is used up."""
+    wait = max(1, int(limiter.get_window_stats(rate, who).reset_time - time.time()) + 1)
+    detail = f"more than {rate} {by} {who!r}; try again in {wait} s"
+    return ProblemError(429, "rate-limited", detail, {"Retry-After": str(wait)})
 
 
 def _block(amount: int) -> int:
     """Return the largest divisor of ``amount`` up to a sixtieth of it; only a divisor uses the whole window."""
     return next(size for size in range(max(1, amount // 60), 0, -1) if amount % size == 0)
+
+
+def _address(scope: Scope) -> str:
+    return str((scope.get("client") or ("",))[0])
 
 
 def _host(headers: dict[bytes, bytes]) -> str:

@@ -16,13 +16,14 @@ from alphalloc.errors import SettingsError, StorageError
 
 from . import memory, observability, slow_clients
 from .embedded import EmbeddedWorker
-from .security import is_loopback
+from .security import MAX_UNDER_WAY, is_loopback
 from .settings import Settings
 from .store import Store, upgrade
 from .waiting import Waiters
 
-# Chosen here: more connections than this are refused with 503; idle ones are dropped.
-LIMIT_CONCURRENCY = 512
+# Chosen here, well above the requests that are under way (security): with more connections than this uvicorn refuses
+# requests itself, without a document. Idle ones are dropped.
+LIMIT_CONCURRENCY = 8 * MAX_UNDER_WAY
 KEEP_ALIVE_SECONDS = 5
 GRACEFUL_SECONDS = 30
 

@@ -37,6 +37,15 @@ Deny = Annotated[
     list[str] | None, typer.Option("--deny-model", metavar="GLOB", help="Hub ids that may not. Repeatable.")
 ]
 
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-host", metavar="NAME", help="A name it is reached by, beside this machine's. Repeatable."),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", metavar="URL", help="Pages of this origin may ask, as https://host. Repeatable."),
+]
+
 
 def serve(
     host: Host = None,
@@ -48,6 +57,8 @@ def serve(
     model_root: Roots = None,
     allow_model: Allow = None,
     deny_model: Deny = None,
+    allowed_host: Hosts = None,
+    cors_origin: Origins = None,
 ) -> None:
     """Serve the REST API until interrupted, with a worker process that computes analyses.
 
@@ -69,5 +80,7 @@ def serve(
         model_roots=tuple(str(root.absolute()) for root in model_root) if model_root else None,
         allow_models=tuple(allow_model) if allow_model else None,
         deny_models=tuple(deny_model) if deny_model else None,
+        allowed_hosts=(*settings.allowed_hosts, *allowed_host) if allowed_host else None,
+        cors_origins=tuple(cors_origin) if cors_origin else None,
     )
     server.run(chosen, replicas=workers)

@@ -264,6 +264,21 @@ def test_without_keys_the_address_counts_where_others_reach_it(client: Client) -
     assert [unlimited.get("/v1/methods").status_code for _ in range(3)] == [200, 200, 200]
 
 
+def test_unknown_keys_are_counted_before_the_database_is_asked(client: Client, store: Store) -> None:
+    service, known = client(rate_limit="5/hour"), key(store, "read")
+    assert service.get("/v1/methods", headers=known).status_code == 200
+    asked, find = [], store.key_by_hash
+    store.key_by_hash = lambda hashed: asked.append(hashed) or find(hashed)  # type: ignore[method-assign]
+    flood = [service.get("/v1/methods", headers={"Authorization": f"Bearer {new_key()}"}) for _ in range(8)]
+    assert [answer.status_code for answer in flood] == [401] * 5 + [429] * 3
+    assert code(flood[-1]) == (429, "rate-limited")
+    assert 1 <= int(flood[-1].headers["retry-after"]) <= 3601
+    assert len(asked) == 5
+    assert service.get("/v1/methods", headers=known).status_code == 200
+    unlimited = client(rate_limit=None)
+    assert unlimited.get("/v1/methods", headers={"Authorization": f"Bearer {new_key()}"}).status_code == 401
+
+
 # -- answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alphalloc_service.security import MAX_UNDER_WAY
 from alphalloc_service.server import listen
 from alphalloc_service.settings import Settings
 
@@ -124,6 +126,39 @@ def test_many_at_once_all_get_the_same_answer(port: int) -> None:
         thread.join()
     assert len(answers) == 80
     assert set(answers) == {(True, allocate([2.1, 2.9, 3.4], 15).to_json().encode())}
+
+
+def test_too_many_at_once_are_told_so_and_probes_are_answered(port: int) -> None:
+    head = b"POST /v1/allocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 9\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_UNDER_WAY):  # each waits for its body
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            connection.sendall(head)
+        deadline = time.monotonic() + 20
+        while (found := request(port, "GET", "/v1/methods", X_Request_Id="abc"))[0].status != 503:
+            assert time.monotonic() < deadline
+        answer, content = found
+        assert answer.getheader("Content-Type") == "application/problem+json"
+        assert (json.loads(content)["code"], json.loads(content)["request_id"]) == ("too-busy", "abc")
+        assert answer.getheader("Retry-After") == "1"
+        assert [request(port, "GET", path)[0].status for path in ("/healthz", "/readyz")] == [200, 200]
+    deadline = time.monotonic() + 20
+    while request(port, "GET", "/v1/methods")[0].status != 200:
+        assert time.monotonic() < deadline
+
+
+def test_names_and_origins_can_be_added_by_options(database_url: str) -> None:
+    names = ("--allowed-host", "a.example", "--allowed-host", "b.example", "--cors-origin", "https://page.example")
+    process, port = start(database_url, "--no-worker", *names)
+    try:
+        hosts = {host: request(port, "GET", "/v1/methods", Host=host)[0].status for host in ("a.example", "b.example")}
+        assert hosts == {"a.example": 200, "b.example": 200}
+        assert request(port, "GET", "/v1/methods", Host="c.example")[0].status == 421
+        answer, _ = request(port, "GET", "/v1/methods", Origin="https://page.example")
+        assert answer.getheader("Access-Control-Allow-Origin") == "https://page.example"
+    finally:
+        assert stop(process, signal.SIGTERM)[0] == 0
 
 
 def test_interrupt_stops_it_with_130_and_frees_the_port(database_url: str) -> None:
