@@ -93,11 +93,21 @@ def getting_in(service: Service, key: str) -> Tries:
         )
     )
     found.append(Try(topic, "the key in the log", "not there", "there" if key in service.log else "not there"))
+    found.append(Try(topic, "keys made up one after another", "^429 rate-limited", _made_up(service)))
     database = b"".join(path.read_bytes() for path in service.folder.glob("service.db*"))
     found.append(
         Try(topic, "the key in the database file", "not there", "there" if key.encode() in database else "not there")
     )
     return found
+
+
+def _made_up(service: Service) -> str:
+    """Return the first answer that is not 401; twice the rate, lest a new window begins meanwhile."""
+    for at in range(1300):
+        answer = service.ask("GET", "/v1/analyses", Authorization=f"Bearer alph_{at:043d}")
+        if not answer.startswith("401"):
+            break
+    return answer
 
 
 def listening(folder: Path) -> Tries:

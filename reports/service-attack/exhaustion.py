@@ -97,6 +97,13 @@ def using_it_up(service: Service) -> Tries:
             _silence(service, b"GET /v1/methods HTTP/1.1\r\nHost: "),
         ),
         Try(topic, "a connection that says nothing", "closed after (9|1[0-9])", _silence(service, b"")),
+        Try(topic, "a header that never ends (fast)", "^cut off", _endless(service)),
+        Try(
+            topic,
+            "600 requests without their bodies, then one more",
+            "^503 too-busy, healthz 200",
+            _unfinished(service),
+        ),
         Try(topic, "300 silent connections, then a request", "^200", _crowd(service, 300)),
         Try(topic, "`Prefer: wait=99999`", "^404", service.ask("GET", ANALYSIS, Prefer="wait=99999")),
         Try(topic, "100 streams of one analysis", "429|404", _streams(service)),
@@ -114,6 +121,31 @@ def _silence(service: Service, content: bytes) -> str:
             if connection.recv(100):
                 return "answered"
     return f"closed after {time.monotonic() - began:.0f} s"
+
+
+def _endless(service: Service) -> str:
+    """Send 150 MB of one header."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(b"GET /v1/methods HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+        for sent in range(150):
+            try:
+                connection.sendall(b"a" * 2**20)
+            except ConnectionError:
+                return "cut off within its first 16 MB" if sent < 16 else f"closed after {sent} MB"
+    return "150 MB were taken"
+
+
+def _unfinished(service: Service) -> str:
+    crowd = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(600)]
+    try:
+        for connection in crowd:
+            connection.sendall(POST + b"Content-Length: 9\r\n\r\n")
+        time.sleep(1)
+        return f"{service.ask('GET', '/v1/methods')}, healthz {service.ask('GET', '/healthz')[:3]}"
+    finally:
+        for connection in crowd:
+            connection.close()
+        time.sleep(1)
 
 
 def _crowd(service: Service, size: int) -> str:
