@@ -74,7 +74,7 @@ def analyze(
     and what does not fit into memory whole are computed on the CPU. ``precision="fast"``: float32 eigenvalues on the
     device, for the estimators that allow it; nothing is cached then and the document says so. ``ray_address``: a head
     node's host:port, else RAY_ADDRESS, else a private Ray for the time of the analysis. On Ray ``memory`` is what one
-    task may take, ``workers`` bounds the tasks at once, and models in memory are refused.
+    task on a CPU may take, ``workers`` bounds the tasks at once, and models in memory are refused.
 
     The local backend and Ray on CPUs give the same bytes for the same library releases and CPU type, whatever the
     number of workers; batched results agree to 1e-9, and their spectra are cached apart.

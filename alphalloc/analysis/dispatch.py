@@ -15,19 +15,21 @@ from alphalloc.alphas import MatrixAlpha
 from alphalloc.analysis.cache import SpectraCache, numerics
 from alphalloc.analysis.measure import How, Measured, measure
 from alphalloc.analysis.on_ray import measure_batch_there, measure_there, refuse_memory
-from alphalloc.analysis.plan import Plan, task_bytes
+from alphalloc.analysis.plan import Plan, matrix_bytes, task_bytes
 from alphalloc.analysis.progress import Meter, Progress
-from alphalloc.analysis.where import Precision, Where
+from alphalloc.analysis.where import Precision, Where, torch_release
 from alphalloc.backends import run_local
-from alphalloc.backends.batched import BatchedResult, run_batched
+from alphalloc.backends.batched import CPU_BYTES, READER_THREADS, BatchedResult, run_batched
 from alphalloc.backends.local import available_cores
-from alphalloc.backends.ray import run_ray
+from alphalloc.backends.ray import cluster_gpus, run_ray
 from alphalloc.checkpoint import WeightMatrix
 from alphalloc.checkpoint.values import LowRankLoad
 from alphalloc.spectra.eigenvalues import NUMPY_MAX_SIDE, has_torch
 
-# Matrices of one GPU task on Ray: enough to fill a card, few enough that all cards share and little is lost with one.
-GPU_BATCH = 8  # chosen here
+# GPU tasks on Ray a card: each is a new process, whose start takes seconds, and the second lets the cards even out.
+GPU_TASKS_A_CARD = 2  # chosen here
+# Matrices of one such task at most: what a lost worker costs, and what one answer carries (16 MiB of 4096 rows).
+GPU_BATCH = 512  # chosen here
 OTHER_NUMERICS = (
     "some workers have other library releases or BLAS kernels than this machine: last digits may differ, and their "
     "spectra are not kept"
@@ -59,7 +61,7 @@ def measure_all(
 
     Spectra are put into the cache here and not by the workers: after an interrupt the one BLAS thread a task is not
     warranted any more, and nothing that still runs then may be kept. Nor is a spectrum kept that was made by other
-    library releases or BLAS kernels than this machine's, as the cache's key names those.
+    library releases or BLAS kernels than this machine's, as the cache's key names those (of a card's, torch's release).
     """
     results: list[MatrixAlpha | None] = [None] * len(job.matrices)
     meter, notes, store = Meter(job.matrices), dict.fromkeys(job.where.notes), job.store
@@ -68,7 +70,7 @@ def measure_all(
             matrix = job.matrices[position]
             results[position] = found.alpha
             notes |= dict.fromkeys(found.notes)
-            alike = found.numerics in ((), numerics(matrix.shape))
+            alike = found.numerics in ((), (torch_release(),), numerics(matrix.shape))
             if not alike:
                 notes[OTHER_NUMERICS] = None
             if store is not None and found.spectrum is not None and alike:
@@ -123,9 +125,11 @@ def _kept(how: How, store: SpectraCache, matrix: WeightMatrix) -> Measured | Non
 
 def _batched(job: Job, positions: Sequence[int]) -> Answers:
     """By batches on a device. Adapters, whose factors give the spectrum at once, and what is too large for the memory
-    go the local way. Bands, p-values and the like are made by threads while the device goes on."""
-    slabs = job.by_slabs
-    apart = [p for p in positions if p in slabs or isinstance(job.matrices[p].load, LowRankLoad)]
+    (on the CPU: with what a batch of one holds beside the matrix) go the local way. Bands, p-values and the like are
+    made by threads while the device goes on."""
+    on_cpu, budget = job.where.device == "cpu", job.plan.budget_bytes
+    large = job.by_slabs | {p for p in positions if on_cpu and _alone_bytes(job.matrices[p]) > budget}
+    apart = [p for p in positions if p in large or isinstance(job.matrices[p].load, LowRankLoad)]
     yield from _locally(job, apart)
     together = [p for p in positions if p not in set(apart)]
     if not together:
@@ -141,6 +145,7 @@ def _batched(job: Job, positions: Sequence[int]) -> Answers:
                 hill_fraction=how.fraction,
                 device=where.device,
                 precision=where.precision,
+                free_bytes=min(CPU_BYTES, budget - _staged_bytes(job, together, readers=1)) if on_cpu else None,
             )
             for done, result in results:
                 position = together[done]
@@ -158,11 +163,15 @@ def _finish(how: How, precision: Precision, matrix: WeightMatrix, result: Batche
 
 
 def _on_ray(job: Job, positions: Sequence[int]) -> Answers:
-    """By workers of a Ray cluster: matrix by matrix, on CPUs."""
+    """By workers of a Ray cluster, with GPUs or without; what is read by slabs always without."""
     refuse_memory(job.matrices)
-    if job.where.device != "cpu":
-        yield from _on_ray_gpus(job, positions)
-        return
+    slabs = job.by_slabs if job.where.device != "cpu" else frozenset(positions)
+    yield from _on_ray_gpus(job, [position for position in positions if position not in slabs])
+    yield from _on_ray_cpus(job, [position for position in positions if position in slabs])
+
+
+def _on_ray_cpus(job: Job, positions: Sequence[int]) -> Answers:
+    """Matrix by matrix."""
     slabs = job.by_slabs
     tasks = [(job.matrices[position], position in slabs) for position in positions]
     found = run_ray(
@@ -179,30 +188,54 @@ def _on_ray(job: Job, positions: Sequence[int]) -> Answers:
 
 
 def _on_ray_gpus(job: Job, positions: Sequence[int]) -> Answers:
-    """By workers with a GPU each: small batches of one smaller side."""
-    groups = _gpu_groups(job, positions)
-    batches = [tuple(job.matrices[position] for position in group) for group in groups]
-    found = run_ray(
-        partial(measure_batch_there, job.how, job.where.precision, job.store is not None),
-        batches,
-        address=job.where.ray_address,
-        num_gpus=1,
-        workers=job.workers,
-        memory=[max(task_bytes(matrix) for matrix in batch) for batch in batches],
-        pin_torch=True,
-    )
-    with closing(found):
-        for done, measured in found:
-            yield from zip(groups[done], measured, strict=True)
+    """By workers with a GPU each: batches of one smaller side."""
+    if not positions:
+        return
+    with cluster_gpus(job.where.ray_address, workers=job.workers) as cards:
+        groups = _gpu_groups(job, positions, min(cards, job.workers or cards))
+        found = run_ray(
+            partial(measure_batch_there, job.how, job.where.precision, job.store is not None),
+            [tuple(job.matrices[position] for position in group) for group in groups],
+            address=job.where.ray_address,
+            num_gpus=1,
+            workers=job.workers,
+            memory=[_gpu_task_bytes(job, group) for group in groups],
+            pin_torch=True,
+        )
+        with closing(found):
+            for done, measured in found:
+                yield from zip(groups[done], measured, strict=True)
 
 
-def _gpu_groups(job: Job, positions: Sequence[int]) -> list[tuple[int, ...]]:
-    """Positions of one smaller side together, at most GPU_BATCH of them, in the given order."""
+def _gpu_groups(job: Job, positions: Sequence[int], cards: int) -> list[tuple[int, ...]]:
+    """Positions of one smaller side together, in the given order: GPU_TASKS_A_CARD groups or a few more for each of
+    ``cards``, of at most GPU_BATCH."""
     sides: dict[int, list[int]] = defaultdict(list)
     for position in positions:
         sides[min(job.matrices[position].shape)].append(position)
+    size = min(GPU_BATCH, -(-len(positions) // (GPU_TASKS_A_CARD * max(1, cards))))
     return [
-        tuple(members[start : start + GPU_BATCH])
-        for members in sides.values()
-        for start in range(0, len(members), GPU_BATCH)
+        tuple(members[start : start + size]) for members in sides.values() for start in range(0, len(members), size)
     ]
+
+
+def _gpu_task_bytes(job: Job, group: Sequence[int]) -> int:
+    """The host memory of a GPU task: what it stages, and one matrix computed on the CPU, as the card's may run out."""
+    return _staged_bytes(job, group, readers=READER_THREADS) + max(task_bytes(job.matrices[p]) for p in group)
+
+
+def _staged_bytes(job: Job, positions: Sequence[int], *, readers: int) -> int:
+    """The most that matrices take which were read ahead of a device: ``readers`` + 1 staged and two on their way to it,
+    and the file's copy behind each one being read."""
+    return (2 * readers + 3) * max(_read_bytes(job.matrices[position]) for position in positions)
+
+
+def _alone_bytes(matrix: WeightMatrix) -> int:
+    """The most that a batch of this matrix alone takes on the CPU: staged, and twice its Gram matrices and slabs (one
+    batch's products run beside the other's eigenvalues)."""
+    return 5 * _read_bytes(matrix) + 2 * (task_bytes(matrix) - matrix_bytes(matrix))
+
+
+def _read_bytes(matrix: WeightMatrix) -> int:
+    """What a reader takes for ``matrix``, which copies one that lies in memory too."""
+    return max(matrix.nbytes, matrix_bytes(matrix))

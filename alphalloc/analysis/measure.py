@@ -80,8 +80,9 @@ class How:
 class Measured:
     """What a worker answers: the alpha, and the spectrum it came from where it is to be kept.
 
-    ``cached``: it came from the cache. ``numerics``: releases and BLAS kernels of the machine that made it (empty where
-    it was this process). ``notes``: what went another way than planned.
+    ``cached``: it came from the cache. ``numerics``: releases and BLAS kernels of the machine that made it, torch's
+    release alone for one made on a card (empty where it was this process). ``notes``: what went another way than
+    planned.
     """
 
     alpha: MatrixAlpha

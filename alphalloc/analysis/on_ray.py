@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from alphalloc.analysis.cache import numerics
 from alphalloc.analysis.measure import How, Measured, measure
+from alphalloc.analysis.where import torch_release
 from alphalloc.backends.batched import run_batched
 from alphalloc.checkpoint import WeightMatrix
 from alphalloc.errors import AnalysisError
@@ -41,14 +42,19 @@ def measure_there(how: How, keep: bool, task: tuple[WeightMatrix, bool]) -> Meas
 def measure_batch_there(
     how: How, precision: Literal["full", "fast"], keep: bool, batch: Sequence[WeightMatrix], device: str = "cuda"
 ) -> list[Measured]:
-    """Return the same for a batch, computed together on the GPU that Ray gave this worker."""
+    """Return the same for a batch, computed together on the GPU that Ray gave this worker.
+
+    Its numerics are torch's release alone: this machine's CPU has no part in them.
+    """
     found: list[Measured | None] = [None] * len(batch)
     here = [with_local_files(matrix) for matrix in batch]
     for position, result in run_batched(
         here, estimator=how.estimator, hill_fraction=how.fraction, device=device, precision=precision
     ):
         alpha = how.alpha_of_batch(batch[position], result, precision)
-        found[position] = _answer(Measured(alpha, result.spectrum, notes=result.notes), batch[position], keep)
+        found[position] = Measured(
+            alpha, result.spectrum if keep else None, numerics=(torch_release(),), notes=result.notes
+        )
     return [one for one in found if one is not None]
 
 

@@ -155,7 +155,17 @@ def cost(matrix: WeightMatrix, farms: FarmsSettings | None = None) -> float:
 
 def task_bytes(matrix: WeightMatrix, *, by_slabs: bool = False, farms: FarmsSettings | None = None) -> int:
     """Return the most memory that computing ``matrix`` takes: the tensor (or a slab of it) + 2·8·nmin² + slabs."""
-    return _matrix_bytes(matrix, by_slabs) + _gram_bytes(matrix, farms)
+    return matrix_bytes(matrix, by_slabs) + _gram_bytes(matrix, farms)
+
+
+def matrix_bytes(matrix: WeightMatrix, by_slabs: bool = False) -> int:
+    """Return the most memory that loading ``matrix`` takes: the tensor, or a slab of it, and what it is unpacked to."""
+    if by_slabs:
+        return min(SLAB_BYTES, matrix.nbytes)
+    if matrix.source == "memory":
+        return 0  # it is there already
+    unpacked = 4 * matrix.shape[0] * matrix.shape[1] if matrix.quantized else 0  # float32 beside the packed bytes
+    return max(matrix.nbytes, _innermost_bytes(matrix.load)) + unpacked
 
 
 def _side(matrix: WeightMatrix, farms: FarmsSettings | None) -> int:
@@ -179,15 +189,6 @@ def _gram_bytes(matrix: WeightMatrix, farms: FarmsSettings | None) -> int:
         return farms_bytes(matrix.shape, farms)
     side, length = sorted(matrix.shape)
     return 2 * 8 * side**2 + SLABS_HELD * min(SLAB_BYTES, 8 * side * length)
-
-
-def _matrix_bytes(matrix: WeightMatrix, by_slabs: bool) -> int:
-    if by_slabs:
-        return min(SLAB_BYTES, matrix.nbytes)
-    if matrix.source == "memory":
-        return 0  # it is there already
-    unpacked = 4 * matrix.shape[0] * matrix.shape[1] if matrix.quantized else 0  # float32 beside the packed bytes
-    return max(matrix.nbytes, _innermost_bytes(matrix.load)) + unpacked
 
 
 def _innermost_bytes(load: object) -> int:
@@ -229,7 +230,7 @@ def _batch(
         side=side,
         positions=tuple(order),
         by_slabs=slabs,
-        matrix_bytes=max(_matrix_bytes(matrix, slabs) for matrix in members),
+        matrix_bytes=max(matrix_bytes(matrix, slabs) for matrix in members),
         gram_bytes=max(_gram_bytes(matrix, farms) for matrix in members),
         gram_flop=sum(_flop(matrix, farms)[0] for matrix in members),
         eigen_flop=sum(_flop(matrix, farms)[1] for matrix in members),

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import glob
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from alphalloc.errors import AnalysisError, DeviceError
+from alphalloc.errors import AnalysisError, DeviceError, MissingExtraError
 from alphalloc.spectra import FarmsSettings
 from alphalloc.spectra.eigenvalues import has_torch
 
@@ -37,9 +38,7 @@ class Where:
         """What tells spectra made here from those of the local backend: last digits, nothing more. "" for none."""
         if self.backend == "local" or (self.backend == "ray" and self.device == "cpu"):
             return ""
-        from importlib.metadata import version
-
-        return f"batched {self.device.partition(':')[0]} torch {version('torch')}"
+        return f"batched {self.device.partition(':')[0]} {torch_release()}"
 
     def settings(self) -> dict[str, Any]:
         """Return what an alphas document says about it: nothing but a precision that is not the full one."""
@@ -52,8 +51,9 @@ def choose(backend: str, device: str, precision: str, ray_address: str | None, f
     ``device`` "auto" is CUDA where torch sees a card and the CPU elsewhere, and always the CPU for FARMS, for the local
     backend and on Ray; "mps" is the CPU, with a note. ``backend`` "auto" is batched on CUDA and local on the CPU.
 
-    Raises DeviceError for a device that is not there or that the backend has no use for, AnalysisError for names that
-    do not exist and for contradictions.
+    Raises DeviceError for a device that is not there or that the backend has no use for, MissingExtraError for batches
+    without torch (on Ray it is the workers that need it), AnalysisError for names that do not exist and for
+    contradictions.
     """
     if backend not in BACKENDS:
         raise AnalysisError(f"expected backend 'auto', 'local', 'batched' or 'ray', found {backend!r}")
@@ -64,6 +64,8 @@ def choose(backend: str, device: str, precision: str, ray_address: str | None, f
     chosen, notes = _device(backend, device, farms)
     name: Any = backend if backend != "auto" else "batched" if chosen != "cpu" else "local"
     _refuse_contradictions(name, chosen, farms)
+    if name == "batched" and not has_torch():
+        raise MissingExtraError("the batched backend needs torch: pip install 'alphalloc[torch]'")
     if precision == "fast" and (name == "local" or (name == "ray" and chosen == "cpu")):
         raise AnalysisError("precision 'fast' belongs to batches; use a CUDA device or backend='batched'")
     return Where(name, chosen, precision, ray_address, notes)  # type: ignore[arg-type]  # checked above
@@ -79,6 +81,9 @@ def _device(backend: str, device: str, farms: FarmsSettings | None) -> tuple[str
         return ("cuda" if able and sees_cuda() else "cpu"), ()
     if device.startswith("cuda") and backend != "ray" and not sees_cuda():
         raise DeviceError(f"expected a CUDA card for device {device!r}, torch sees none; use device='cpu'")
+    index = device.partition(":")[2]
+    if index and backend != "ray" and int(index) >= (count := _count_cuda()):
+        raise DeviceError(f"expected a CUDA card for device {device!r}, torch sees {count} (cuda:0 is the first)")
     return device, ()
 
 
@@ -89,6 +94,20 @@ def _refuse_contradictions(backend: str, device: str, farms: FarmsSettings | Non
         raise DeviceError(f"Ray gives every task a card of its own, found device {device!r}; use device='cuda'")
     if farms is not None and (backend == "batched" or device != "cpu"):
         raise AnalysisError("FARMS windows are computed on the CPU; use backend 'local' or 'ray' with device='cpu'")
+
+
+def torch_release() -> str:
+    """Return what decides the last digits of a batch on a card, as far as it is known here: torch's release."""
+    try:
+        return f"torch {version('torch')}"
+    except PackageNotFoundError:
+        return "torch none"
+
+
+def _count_cuda() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def sees_cuda(environment: Mapping[str, str] = os.environ) -> bool:

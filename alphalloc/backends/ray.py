@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -69,6 +70,13 @@ def run_ray(
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)  # kills the worker: LAPACK would not notice anything less
+
+
+@contextmanager
+def cluster_gpus(address: str | None = None, *, workers: int | None = None) -> Iterator[int]:
+    """Yield how many GPUs the cluster has now, connected as ``run_ray`` is, which then uses the same connection."""
+    with connected(address, workers=workers) as ray:
+        yield int(ray.cluster_resources().get("GPU", 0))
 
 
 def _run_task(release: str, compute: Callable[[Task], Result], task: Task, pin_torch: bool) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 HOUR = 3600.0
+TASKS_A_CARD, LARGEST_TASK = 2, 512  # of GPU tasks on Ray, as analysis.dispatch cuts them
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Machine:
 
     ``storage`` is what a host reads from its own disk, ``network`` what a host gets from a shared store and
     ``store`` what that store gives to all; one host reads its disk, several read the store. ``copy``: host to card.
+    ``start``: seconds until a new process has its card; Ray, which several hosts need, starts one for every GPU task.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Machine:
     store: float
     copy: float | None
     price: float
+    start: float = 0.0
 
 
 def dense(name: str, layers: int, hidden: int, inner: int, kv: int, bytes_each: float = 2.0) -> Model:
@@ -113,12 +116,15 @@ def stage_seconds(model: Model, machine: Machine) -> dict[str, float]:
         "fit": compute[2] / workers,
         "largest matrix": longest,
     }
+    if machine.copy and from_store:
+        found["starts"] = machine.start * max(TASKS_A_CARD, -(-model.matrices // (LARGEST_TASK * workers)))
     return found | ({"copy": model.stored_bytes / (workers * machine.copy)} if machine.copy else {})
 
 
 def total(model: Model, machine: Machine) -> tuple[float, str, float]:
-    """(seconds, what holds it up, cost): reading, copying and computing overlap, the three compute stages do not."""
+    """(seconds, what holds it up, cost): reading, copying and computing overlap; starts and compute stages add."""
     stages = stage_seconds(model, machine)
+    starts = stages.pop("starts", 0.0)
     computing = {name: stages[name] for name in ("Gram", "eigenvalues", "fit")}
     others = {name: seconds for name, seconds in stages.items() if name not in computing}
     slowest = max(others, key=lambda name: others[name])
@@ -126,4 +132,5 @@ def total(model: Model, machine: Machine) -> tuple[float, str, float]:
         seconds, why = sum(computing.values()), max(computing, key=lambda name: computing[name])
     else:
         seconds, why = others[slowest], slowest
+    seconds, why = seconds + starts, "starts" if starts > seconds else why
     return seconds, why, seconds / HOUR * machine.hosts * machine.price

@@ -47,6 +47,7 @@ ASSUMED: dict[str, tuple[float, str, str]] = {
     ),
     "gpu-eigen": (2e12, "flop/s", "224 reductions of 4096 rows in 10 s, the middle of an estimate of 6 to 14 s"),
     "gpu-fit": (1e-3, "s a matrix", "small beside the rest, a guess"),
+    "gpu-start": (5.0, "s a GPU task on Ray", "a new process that imports torch and takes its card, a guess"),
     "cpu-price": (1.6, "USD an hour", "a 32-core cloud machine"),
     "gpu-price": (4.0, "USD an hour and card", "an H200 on demand"),
 }
@@ -110,6 +111,7 @@ def reading_speed(rounds: int, size: int = 256 * 2**20) -> float:
 def machines(core: dict[str, float], a: dict[str, float]) -> list[Machine]:
     paths = {"storage": a["disk"], "network": a["network"], "store": a["store"]}
     card = paths | {"gram": a["gpu-gram"], "eigen": a["gpu-eigen"], "fit": a["gpu-fit"], "copy": a["copy"]}
+    card["start"] = a["gpu-start"]
     cpu = paths | {"gram": core["gram"], "eigen": core["eigen"], "fit": core["fit"], "copy": None}
     return [
         Machine(f"1 CPU box, {a['cores']:g} cores", 1, int(a["cores"]), price=a["cpu-price"], **cpu),
@@ -163,11 +165,13 @@ def _formula() -> list[str]:
         "    Gram        = Σ nmin²·nmax / (W·gram)",
         "    eigenvalues = Σ 4/3·nmin³ / (W·eigen)",
         "    fit         = matrices·fit / W",
-        "    time        = max(read, copy, Gram + eigenvalues + fit, the largest matrix on one worker)",
+        "    starts      = start · max(2, matrices / (512·W))            cards of several hosts only",
+        "    time        = starts + max(read, copy, Gram + eigenvalues + fit, the largest matrix on one worker)",
         "    cost        = time · H · price",
         "",
         "Reading and copying run beside the computing, hence the maximum. One matrix is never split over workers.",
-        "Download from a hub, start of machines and Ray's own time (milliseconds a task) come on top.",
+        "Several hosts need Ray, which starts a process for every GPU task: about two a card, of at most 512 matrices.",
+        "Download from a hub, start of machines and Ray's other time (milliseconds a task) come on top.",
         "",
     ]
 
@@ -178,14 +182,14 @@ def _bottleneck(lanes: list[Machine]) -> list[str]:
         "",
         "Seconds of each stage if it alone held the machine up.",
         "",
-        "| model | machine | read | copy | Gram | eigenvalues | fit | largest matrix | held up by |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | machine | read | copy | Gram | eigenvalues | fit | largest matrix | starts | held up by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model in MODELS:
         for lane in lanes:
             s = stage_seconds(model, lane)
             read = s.get("disk", s.get("network", 0.0))
-            row = (read, s.get("copy"), s["Gram"], s["eigenvalues"], s["fit"], s["largest matrix"])
+            row = (read, s.get("copy"), s["Gram"], s["eigenvalues"], s["fit"], s["largest matrix"], s.get("starts"))
             cells = " | ".join("-" if value is None else f"{value:.3g}" for value in row)
             lines.append(f"| {model.name} | {lane.name} | {cells} | {total(model, lane)[1]} |")
     held = [[total(model, lane)[1] for model in MODELS] for lane in lanes]

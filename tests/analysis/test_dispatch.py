@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import alphalloc
+from alphalloc.analysis import dispatch
+from alphalloc.analysis.cache import SpectraCache
+from alphalloc.analysis.plan import make_plan
+from alphalloc.backends import run_local
+from alphalloc.backends.batched import CPU_BYTES, run_batched
+from alphalloc.checkpoint import open_checkpoint
 from alphalloc.errors import AnalysisError
 from alphalloc.fits import FITS
 from alphalloc.spectra.esd import EPS
@@ -112,3 +121,89 @@ def test_what_does_not_fit_whole_and_adapters_go_the_local_way(tmp_path):
         alphalloc.analyze(adapter, backend="batched", device="cpu", cache=False).to_json()
         == alphalloc.analyze(adapter, backend="local", cache=False).to_json()
     )
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """A cluster of two cards that are CPUs: the tasks run here, pickled as on their way to a worker."""
+    calls = []
+
+    def run(compute, tasks, **options):
+        calls.append((tasks, options))
+        if options.get("num_gpus"):
+            compute = partial(compute, device="cpu")
+        yield from run_local(pickle.loads(pickle.dumps(compute)), pickle.loads(pickle.dumps(tasks)))
+
+    monkeypatch.setattr(dispatch, "run_ray", run)
+    monkeypatch.setattr(dispatch, "cluster_gpus", lambda address, workers: contextlib.nullcontext(2))
+    return calls
+
+
+def test_every_card_of_a_cluster_starts_a_few_large_tasks(model, two_cards):
+    local = alphalloc.analyze(model, backend="local", cache=False)
+    found = alphalloc.analyze(model, backend="ray", device="cuda", cache=False)
+    assert found.warnings == local.warnings
+    for ours, theirs in zip(found.matrices, local.matrices, strict=True):
+        assert (ours.name, ours.status) == (theirs.name, theirs.status)
+        assert ours.alpha == theirs.alpha or ours.alpha == pytest.approx(theirs.alpha, rel=1e-9)
+    (batches, options), (on_cpus, _) = two_cards
+    assert (options["num_gpus"], on_cpus) == (1, [])
+    assert sorted(len(batch) for batch in batches) == [3, 3, 3, 3]
+    assert [len({min(matrix.shape) for matrix in batch}) for batch in batches] == [1] * 4
+
+
+def test_no_task_of_a_cluster_is_endless(model, monkeypatch):
+    matrices = open_checkpoint(model).matrices
+    job = dispatch.Job(matrices, None, None, None, None, None)
+    assert sorted(map(len, dispatch._gpu_groups(job, range(12), 0))) == [3, 3, 6]  # cards are still to come
+    monkeypatch.setattr(dispatch, "GPU_BATCH", 2)
+    groups = dispatch._gpu_groups(job, range(12), 1)
+    assert sorted(itertools.chain(*groups)) == list(range(12))
+    assert max(map(len, groups)) == 2
+
+
+def test_spectra_of_a_clusters_cards_are_kept_whatever_cpu_they_are_beside(model, two_cards, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "numerics", lambda shape: ("another CPU",))
+    states, run = [], {"backend": "ray", "device": "cuda", "cache": tmp_path / "cache"}
+    first = alphalloc.analyze(model, **run)
+    assert SpectraCache(tmp_path / "cache").info().num_spectra == 11  # NaN has no spectrum
+    assert not any("last digits" in warning for warning in first.warnings)
+    assert alphalloc.analyze(model, **run, progress=states.append).to_json() == first.to_json()
+    assert sum(state.cached for state in states) == 11
+
+
+def test_a_gpu_task_declares_what_it_stages_and_slabs_go_to_cpus(tmp_path, two_cards):
+    rng = np.random.default_rng(1)
+    shapes = {"large": (128, 80_000), "small": (128, 1000)}
+    save_file(
+        {f"layers.0.{name}.weight": rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()},
+        tmp_path / "model.safetensors",
+    )
+    run = {"memory": "100MiB", "cache": False}
+    found = alphalloc.analyze(tmp_path / "model.safetensors", backend="ray", device="cuda", **run)
+    local = alphalloc.analyze(tmp_path / "model.safetensors", backend="local", **run)
+    assert found.matrices[0] == local.matrices[0]
+    assert found.matrices[1].alpha == pytest.approx(local.matrices[1].alpha, rel=1e-9)
+    (((small,),), on_cards), (((large, by_slabs),), _) = two_cards
+    assert (small.shape, large.shape, by_slabs) == (shapes["small"], shapes["large"], True)
+    assert on_cards["memory"][0] >= 11 * small.nbytes + 2 * 8 * 128**2
+
+
+def test_the_memory_asked_for_bounds_batches_on_the_cpu(model, monkeypatch):
+    given = []
+
+    def run(matrices, **options):
+        given.append(([matrix.name for matrix in matrices], options["free_bytes"]))
+        return run_batched(matrices, **options)
+
+    monkeypatch.setattr(dispatch, "run_batched", run)
+    wide = max(open_checkpoint(model).matrices, key=lambda matrix: matrix.nbytes)
+    least = max(batch.task_bytes for batch in make_plan(open_checkpoint(model)).batches)
+    run_one = partial(alphalloc.analyze, model, backend="batched", device="cpu", cache=False)
+    assert run_one(memory="4GiB").to_json() == run_one(memory="1MiB").to_json()
+    (everything, most), (again, less) = given
+    assert len(everything) == len(again) == 12
+    assert (most, less) == (CPU_BYTES, 2**20 - 5 * wide.nbytes)
+    tight = run_one(memory=least)  # whole, but without room for what is read ahead
+    assert tight.to_json() == alphalloc.analyze(model, backend="local", cache=False, memory=least).to_json()
+    assert len(given) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import alphalloc
@@ -71,6 +72,7 @@ def test_a_batch_answers_in_its_own_order(model):
     assert [one.alpha.name for one in found] == [matrix.name for matrix in matrices[::-1]]
     for one, expected in zip(found, local.matrices[::-1], strict=True):
         assert one.alpha.alpha == pytest.approx(expected.alpha, rel=1e-9)
+        assert one.numerics == (f"torch {torch.__version__}",)  # whatever CPU the card's machine has
 
 
 def test_a_hub_model_is_read_from_the_workers_own_cache(model, tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from alphalloc.analysis.where import Where, choose, sees_cuda
-from alphalloc.errors import AnalysisError, DeviceError
+from alphalloc.errors import AnalysisError, DeviceError, MissingExtraError
 from alphalloc.spectra import FarmsSettings
 
 
@@ -41,6 +43,24 @@ def test_with_a_card_auto_is_the_batched_backend():
     assert choose("auto", "auto", "full", None, FarmsSettings()) == Where("local", "cpu")
     with pytest.raises(DeviceError, match="computes on the CPU"):
         choose("local", "cuda", "full", None, None)
+
+
+def test_a_card_that_is_not_there_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("alphalloc.analysis.where.sees_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose("auto", "cuda:1", "full", None, None) == Where("batched", "cuda:1")
+    with pytest.raises(DeviceError, match=r"device 'cuda:2', torch sees 2"):
+        choose("auto", "cuda:2", "full", None, None)
+
+
+def test_batches_need_torch_and_ray_only_on_its_workers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for device in ("auto", "cpu"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'alphalloc\[torch\]'"):
+            choose("batched", device, "full", None, None)
+    assert choose("auto", "auto", "full", None, None) == Where("local", "cpu")
+    monkeypatch.setattr(sys, "path", [])  # where installed packages are looked up
+    assert choose("ray", "cuda", "full", None, None).variant == "batched cuda torch none"
 
 
 def test_a_card_is_looked_for_as_torch_does():

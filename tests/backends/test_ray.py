@@ -27,7 +27,7 @@ from alphalloc.analysis.cache import SpectraCache
 from alphalloc.analysis.measure import How, fit_function, measure
 from alphalloc.analysis.trust import Trust
 from alphalloc.backends import run_local
-from alphalloc.backends.ray import run_ray
+from alphalloc.backends.ray import cluster_gpus, run_ray
 from alphalloc.checkpoint import open_checkpoint
 from alphalloc.errors import BackendError, CheckpointNotFoundError, DeviceError
 
@@ -188,6 +188,9 @@ def test_errors_of_tasks_and_of_resources_are_raised_here(cluster, tmp_path):
     assert type(caught.value) is ZeroDivisionError
     with pytest.raises(DeviceError, match="no node of the Ray cluster has 1 GPU"):
         list(run_ray(failing, [0], address=cluster.address, num_gpus=1))
+    with cluster_gpus(cluster.address) as cards:
+        assert cards == 0
+        assert list(run_ray(failing, [0], address=cluster.address)) == [(0, 0)]  # over the same connection
     with pytest.raises(BackendError, match="task 1 of 1 was given up after 0 further tries: WorkerCrashedError"):
         list(run_ray(os._exit, [1], address=cluster.address, max_retries=0))
 

@@ -42,6 +42,13 @@ def test_one_model_on_one_machine_by_hand(model):
     four = replace(box, hosts=4, network=10, store=35)
     assert model.stage_seconds(two, four)["network"] == 40  # the store gives less than four times ten
     assert model.total(two, four)[2] == pytest.approx(4 * 40)
+    cards = replace(four, copy=1e9, start=5)
+    assert model.stage_seconds(two, cards)["starts"] == 10  # two processes a card, one after the other
+    assert model.total(two, cards)[:2] == (50, "network")
+    assert model.total(two, replace(cards, start=50))[:2] == (140, "starts")
+    many = replace(two, shapes=((10, 20, 512 * 8 * 3 + 1),))
+    assert model.stage_seconds(many, cards)["starts"] == 4 * 5
+    assert "starts" not in model.stage_seconds(two, replace(cards, hosts=1))  # one host's cards need no Ray
 
 
 def test_published_sizes(model):
