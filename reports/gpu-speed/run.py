@@ -3,7 +3,8 @@
     python reports/gpu-speed/run.py                       # on a machine with CUDA: results.json and README.md anew
     python reports/gpu-speed/run.py --routes --device cpu # the eigenvalue routes on the CPU: routes-on-cpu.json alone
 
-Runs from a plain checkout with torch, numpy and scipy. Without CUDA it writes "not measured". It stays under eight
+Runs from a plain checkout with torch, numpy and scipy. Without CUDA it writes "not measured", unless a
+measured report is there already; results are written after every section. It stays under eight
 minutes on an H200-class card: sections beyond ``--seconds`` are left out and said to be.
 """
 
@@ -44,7 +45,9 @@ class Bench:
     """The device, the clock and what is left of the time."""
 
     def __init__(self, device: str, tiny: bool, rounds: int, seconds: float) -> None:
-        self.device, self.tiny, self.rounds = torch.device(device), tiny, rounds
+        # one card: without an index the batched backend would take every card of the machine, and the others the first
+        self.device = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+        self.tiny, self.rounds = tiny, rounds
         self.module = torch.get_device_module(self.device)
         self.start, self.limit = time.perf_counter(), seconds
         self.left_out: list[str] = []
@@ -93,7 +96,7 @@ def bounds(bench: Bench) -> dict[str, float]:
 
 def ours(bench: Bench, weights: list[Weight]) -> Callable[[], None]:
     def run() -> None:
-        device = bench.device.type
+        device = str(bench.device)
         fits = [result.fit for _, result in run_batched(weights, estimator=ESTIMATOR, device=device)]
         assert len(fits) == len(weights)
         assert all(fit.status == "ok" for fit in fits)
@@ -194,12 +197,12 @@ def try_routes(bench: Bench, side: int, count: int) -> dict[str, Any]:
         except Exception as exc:  # a route that fails is a result too
             found[name] = {"failed": f"{type(exc).__name__}: {str(exc).splitlines()[0][:120]}"}
     sound = {name: row["seconds"] for name, row in found.items() if row.get("error_over_bound", 2.0) <= 1.0}
-    winner = min(sound, key=lambda name: sound[name])
+    winner = min(sound, key=lambda name: sound[name], default=None)
     return {"side": side, "count": count, "routes": found, "winner": winner, "parts": parts(bench, grams)}
 
 
 def parts(bench: Bench, grams: torch.Tensor) -> dict[str, float]:
-    """Seconds a matrix of the steps of the routes written here, bisection as a whole."""
+    """Seconds a matrix of the steps of the routes written here, bisection as a whole; of none where one fails."""
     kept: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], Any]) -> float:
@@ -212,26 +215,33 @@ def parts(bench: Bench, grams: torch.Tensor) -> dict[str, float]:
             "chase bulges": step("two", lambda: chase(kept["band"], WIDTH)),
             "bisection": step("values", lambda: bisect(*kept["two"])),
         }
-    except torch.OutOfMemoryError:
+    except Exception:  # the route it is part of says why
         return {}
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure(bench: Bench, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Put every section into ``results``, and ``save`` after each: what comes later may fail or be killed."""
     shapes, layers = (TINY, 2) if bench.tiny else MODELS["LLaMA-2-7B"]
-    results: dict[str, Any] = {"bounds": bounds(bench)}
+    results["left_out"] = bench.left_out
+    results["bounds"] = bounds(bench)
+    save()
     weights = make_weights(shapes, layers, bench.device)
     first = bench.timed(ours(bench, weights))
     rounds = 1 if first > 60 else bench.rounds
     results["ours"] = median([bench.timed(ours(bench, weights)) for _ in range(rounds)]) | {"first": first}
     results["matrices"] = len(weights)
+    save()
     block = len(shapes)
     sample = weights[: block * min(4, layers)]
     scale = len(weights) / len(sample)
     loop = bench.times(lambda: plain_loop(sample), 2)
     results["plain_loop"] = median([seconds * scale for seconds in loop]) | {"sample": len(sample)}
+    save()
     if bench.may_start("AlphaLoRA's procedure"):
-        one = [bench.timed(lambda: alphalora(weights[:block])) for _ in range(1 if not bench.tiny else 2)]
+        bench.timed(lambda: alphalora(weights[:1]))  # not counted: handles, kernels, memory
+        one = [bench.timed(lambda: alphalora(weights[:block])) for _ in range(2)]
         results["alphalora"] = median([seconds * len(weights) / block for seconds in one]) | {"sample": block}
+        save()
     bounds_ = results["bounds"]
     flop = sum(2 * gram_flop(w.shape) for w in weights), sum(reduction_flop(w.shape) for w in weights)
     traffic = sum(4 * min(w.shape) ** 3 / 3 for w in weights)  # one triangle of what is left, once a column
@@ -241,14 +251,17 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
     if bench.may_start("time by stage"):
         results["stages"] = stages(bench, weights[: 2 * block])
+    save()
     sample.clear()
     weights.clear()  # the others need the memory
     if bench.may_start("routes"):
         results["routes"] = try_routes(bench, 16 if bench.tiny else 4096, 2 if bench.tiny else 16)
-    if not bench.tiny:
-        results["others"] = {name: one_block(bench, name) for name in list(MODELS)[1:] if bench.may_start(name)}
-    results["left_out"] = bench.left_out
-    return results
+        save()
+    results["others"] = {}
+    for name in [] if bench.tiny else list(MODELS)[1:]:
+        if bench.may_start(name):
+            results["others"][name] = one_block(bench, name)
+            save()
 
 
 def one_block(bench: Bench, name: str) -> dict[str, Any]:
@@ -292,11 +305,23 @@ def main() -> None:
             results["sizes"] = [try_routes(bench, side, 4) for side in options.sides]
             write(options.output / f"routes-on-{options.device}", results, routes_page(results))
             return
-        results |= measure(bench)
-    text = page(results)
-    (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.output / "README.md").write_text(text)
-    print(text)
+        measure(bench, results, lambda: save_report(options.output, results))
+    elif is_measured(options.output):
+        print(f"no CUDA device: nothing was measured, and the measured report in {options.output} is kept")
+        return
+    save_report(options.output, results)
+    print(page(results))
+
+
+def is_measured(folder: Path) -> bool:
+    """Whether ``folder`` holds the results of a run on a card (or of a trial)."""
+    path = folder / "results.json"
+    return path.exists() and bool(json.loads(path.read_text())["measured"])
+
+
+def save_report(folder: Path, results: dict[str, Any]) -> None:
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "README.md").write_text(page(results))
 
 
 def write(stem: Path, results: dict[str, Any], text: str) -> None:

@@ -97,9 +97,12 @@ def test_real_out_of_memory_halves_the_batch_and_goes_on():
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 160 * 2**20) / total)
     try:
-        found = dict(run_lanes(matrices, How(NAME), [torch.device("cuda", 0)], [2**40]))
+        sizes: list[int] = []  # of the batches that were tried
+        found = dict(run_lanes(matrices, How(NAME), [torch.device("cuda", 0)], [2**40], allocate=sizes.append))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+    assert sizes[0] > 160 * 2**20
+    assert min(sizes) <= sizes[0] // 2  # memory did run out
     assert sorted(found) == list(range(24))
     expected = dict(run_batched(matrices[:2], estimator=NAME, device="cpu"))
     for position in range(2):

@@ -23,9 +23,62 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str) -> str:
     command = [sys.executable, "-c", PLAIN, str(REPORT / "run.py"), *arguments]
-    subprocess.run(command, check=True, capture_output=True, text=True, cwd="/")
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The report's script as a module."""
+    monkeypatch.syspath_prepend(str(REPORT))
+    for name in ("run", "page", "routes", "shapes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import run
+
+    yield run
+    for name in ("run", "page", "routes", "shapes"):
+        sys.modules.pop(name, None)
+
+
+def test_one_card_is_measured(script, monkeypatch):
+    assert script.Bench("cuda", True, 1, 1.0).device == torch.device("cuda", 0)
+    asked = []
+    monkeypatch.setattr(script, "run_batched", lambda weights, **options: asked.append(options["device"]) or [])
+    for device in ("cuda", "cpu"):
+        script.ours(script.Bench(device, True, 1, 1.0), [])()
+    assert asked == ["cuda:0", "cpu"]
+
+
+def test_a_failing_route_costs_neither_the_others_nor_what_was_measured_before(script, monkeypatch, tmp_path):
+    def broken(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(script, "to_band", broken)
+    bench = script.Bench("cpu", True, 1, 60.0)
+    assert script.try_routes(bench, 16, 2)["parts"] == {}
+    monkeypatch.setattr(script, "try_routes", broken)
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--device", "cpu", "--tiny", "--rounds", "1", "--output", str(tmp_path)]
+    )
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        script.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"bounds", "ours", "plain_loop", "alphalora", "floors", "stages"} <= set(results)
+    assert results["alphalora"]["rounds"] == 2
+    assert "Time by stage" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at a machine without a card")
+def test_without_cuda_a_measured_report_stays(tmp_path):
+    run("--output", str(tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text()) == {"measured": False}
+    measured = '{"measured": true, "ours": {}}'
+    (tmp_path / "results.json").write_text(measured)
+    (tmp_path / "README.md").write_text("figures")
+    assert "the measured report in" in run("--output", str(tmp_path))
+    assert (tmp_path / "results.json").read_text() == measured
+    assert (tmp_path / "README.md").read_text() == "figures"
 
 
 def test_every_section_runs_from_a_plain_checkout(tmp_path):
