@@ -113,7 +113,7 @@ def describe(document: dict[str, Any]) -> None:
     }
     for path, operations in document["paths"].items():
         guarded = not _is_public(path)
-        refusals = responses(401, 403, 429, 503) if guarded else {} if path in PROBES else responses(503)
+        refusals = responses(401, 403, 429, 431, 503) if guarded else {} if path in PROBES else responses(503)
         for operation in operations.values():
             if isinstance(operation, dict) and "responses" in operation:
                 if guarded:

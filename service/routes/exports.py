@@ -41,7 +41,10 @@ MEDIA_TYPES = {
 COLUMNS = ("stack", "layer", "role", "alpha", "score", "num_experts", "top_k", "rank")
 ANSWERS: Responses = {
     200: {
-        "content": {media: {"schema": {"type": "string"}} for media in sorted(set(MEDIA_TYPES.values()))},
+        "content": {
+            media: {"schema": {"type": "object" if media in (JSON, YAML) else "string"}}
+            for media in sorted(set(MEDIA_TYPES.values()))
+        },
         "headers": {
             "X-Alphalloc-Notes": {
                 "description": "What to know about this export: a JSON list of texts, when there is anything",
