@@ -22,7 +22,7 @@ from alphalloc.errors import DatasetError, MissingExtraError
 
 FORMATS = ("auto", "instruction", "messages")
 ROLES = ("system", "user", "assistant", "tool")
-_FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,20 @@ def examples_digest(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
+def words_of(example: Example) -> str:
+    """Return what tells two questions apart: the words of prompt and input, in whatever case and spacing."""
+    return " ".join(f"{example.prompt} {example.input}".split()).casefold()
+
+
+def without(examples: list[Example], sources: Iterable[str | Path]) -> list[Example]:
+    """Return the examples whose question is in none of the files ``sources``. Raises DatasetError when none is left."""
+    seen = {words_of(example) for source in sources for example in read_examples(source)}
+    kept = [example for example in examples if words_of(example) not in seen]
+    if not kept:
+        raise DatasetError("every training example is among those of data.exclude; leave some to train on")
+    return kept
+
+
 def split_off(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Return (training, held-out) examples: ``share`` of them, at least one if any, chosen by ``seed``."""
     if not share:
@@ -121,7 +135,7 @@ def split_off(examples: list[Example], share: float, seed: int) -> tuple[list[Ex
 
 def _rows(source: str | Path, name: str | None, split: str) -> Iterator[Mapping[str, Any]]:
     path = Path(source)
-    if path.is_file() or str(source).endswith(_FILES):
+    if path.is_file() or str(source).endswith(FILES):
         yield from _file_rows(path)
     else:
         yield from _dataset_rows(source, name, split)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 NOT_MEASURED = """The papers' own tasks (CoLA, MRPC, RTE, BoolQ, CommonsenseQA, OpenBookQA) on models of seven billion
-parameters, in bfloat16 with the papers' epochs: that needs a GPU."""
+parameters, in bfloat16 with the papers' epochs: that needs a GPU. On one,
+`python reports/schedule-comparison/run.py --data DIR` measures it on the tasks' files in DIR."""
 SCHEDULES = """`alphalora` is the default rule on the model's own spectrum: alpha^2.5, estimator `xmin_peak_robust`.
 Plain LoRA's ranks hold as many parameters, linear by linear, as the uniform schedule."""
 EXPECTED = 0.60  # every arm's accuracy, expected before the runs

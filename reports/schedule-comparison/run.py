@@ -3,6 +3,10 @@
 Trains SmolLM2-135M on TREC questions with four adapters of equal size and three seeds each, evaluates all of them once
 on the same test questions, and writes comparison.json, accuracy.svg and README.md beside this file. Models, data and
 adapters stay in the user's cache folder.
+
+``--data DIR`` compares the same arms on the papers' tasks in DIR instead (papers.py says which files), in bfloat16 on
+CUDA with the papers' epochs and five seeds, and writes papers.md and papers-TASK.json. Without CUDA it says "not
+measured" and does nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import papers
 import platformdirs
 import trec
 
@@ -35,7 +40,13 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison's recipe"
     )
     parser.add_argument("--no-report", action="store_true", help="leave the files beside this one as they are")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the papers' tasks: NAME.train.jsonl, NAME.test.jsonl")
+    parser.add_argument("--model", default=papers.MODEL, help="the base model for --data")
     options = parser.parse_args()
+    if options.data is not None:
+        work = options.work / "papers" / Path(options.model).name
+        print(papers.measure(options.data, options.model, work, options.set, say) or papers.NOT_MEASURED)
+        return
     recipe = load_recipe(HERE / "comparison.yaml", options.work, options.set)
     found = compare_schedules(recipe, output=options.work / "runs", progress=say)
     print(found.arm_table(), "\n\n", found.pair_table(), sep="")
