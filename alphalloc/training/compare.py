@@ -19,7 +19,7 @@ from alphalloc.errors import DatasetError, TrainingError
 from alphalloc.training import runs
 from alphalloc.training.comparison import ArmResult, Comparison, SeedResult, arm_result, paired_results
 from alphalloc.training.comparison_recipe import Arm, ComparisonRecipe
-from alphalloc.training.data import Example, examples_digest, read_examples
+from alphalloc.training.data import Example, examples_digest, read_examples, without, words_of
 from alphalloc.training.recipe import Recipe
 from alphalloc.training.sizes import ArmSize, check_sizes, count_arm
 
@@ -63,6 +63,8 @@ def compare_schedules(
     if not resume and (folder / "arms").exists():
         raise TrainingError(f"{folder}: expected an empty folder, it holds runs; resume them or choose another folder")
     held_out = _held_out(recipe)
+    for line in _left_out(recipe):
+        say(line)
     plans = _plan(recipe, folder, say)
     opened = runs.read_record(folder / "test.json")
     if recipe.tune is not None:
@@ -80,21 +82,27 @@ def _held_out(recipe: ComparisonRecipe) -> dict[str, list[Example]]:
     if recipe.tune is not None:
         found["validation"] = read_examples(recipe.tune.validation)
     data = recipe.training(recipe.arms[0], seed=recipe.seeds[0], output="checked").data
-    trained = {_words(e) for e in read_examples(data.train, name=data.name, split=data.split, format=data.format)}
-    seen = dict.fromkeys(trained, "training")
+    trained = read_examples(data.train, name=data.name, split=data.split, format=data.format)
+    trained = without(trained, data.exclude) if data.exclude else trained
+    seen = dict.fromkeys(map(words_of, trained), "training")
     for what in ("validation", "test"):
-        both = sorted(_words(e) for e in found.get(what, []) if _words(e) in seen)
+        both = sorted(words_of(e) for e in found.get(what, []) if words_of(e) in seen)
         if both:
             raise DatasetError(
                 f"{len(both)} {what} examples are also among the {seen[both[0]]} examples, such as {both[0][:80]!r}; "
-                "remove duplicates before splitting"
+                "remove duplicates before splitting, or set test.overlap to drop"
             )
-        seen |= {_words(e): what for e in found.get(what, [])}
+        seen |= {words_of(e): what for e in found.get(what, [])}
     return found
 
 
-def _words(example: Example) -> str:
-    return " ".join(f"{example.prompt} {example.input}".split()).casefold()
+def _left_out(recipe: ComparisonRecipe) -> tuple[str, ...]:
+    """How many examples are not trained on because they are test or validation examples; nothing where none is."""
+    data = recipe.training(recipe.arms[0], seed=recipe.seeds[0], output="checked").data
+    every = read_examples(data.train, name=data.name, split=data.split, format=data.format, limit=data.limit)
+    count = len(every) - len(without(every, data.exclude))
+    found = f"{count} of {len(every)} training examples are test or validation examples too: left out."
+    return (found,) if count else ()
 
 
 def _plan(recipe: ComparisonRecipe, folder: Path, say: Progress) -> list[Plan]:
@@ -182,7 +190,7 @@ def _measure(
         untrained=untrained,
         arms=arms,
         paired=paired_results(arms),
-        notes=_notes(recipe, arms),
+        notes=(*_left_out(recipe), *_notes(recipe, arms)),
         environment=runs.environment(),
     )
     write_atomic(folder / "comparison.json", comparison.to_json())

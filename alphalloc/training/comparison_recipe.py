@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from alphalloc.errors import RecipeError
+from alphalloc.training.data import FILES
 from alphalloc.training.recipe import Positive, Recipe, Section
 from alphalloc.training.recipe_keys import explain, merged
 
@@ -45,6 +46,8 @@ class TestSettings(Section):
         data: the test examples: read as training data are, evaluated on once, after all training.
         split, name: of a hub data set.
         limit: the first examples only.
+        overlap: where training examples are test (or validation) examples too: ``refuse`` the comparison, or ``drop``
+            them from training and say how many. For ``drop`` the held-out data are files.
         options: the answers to choose from, where the examples name none.
         mode, normalisation, pattern, max_new_tokens, batch_size: as of :func:`alphalloc.training.evaluate.evaluate`.
     """
@@ -53,12 +56,19 @@ class TestSettings(Section):
     split: str = "test"
     name: str | None = None
     limit: Positive | None = None
+    overlap: Literal["refuse", "drop"] = "refuse"
     options: tuple[str, ...] | None = None
     mode: Literal["likelihood", "generate"] = "likelihood"
     normalisation: Literal["sum", "token", "character"] = "sum"
     pattern: str | None = None
     max_new_tokens: Positive = 128
     batch_size: Positive = 16
+
+    @model_validator(mode="after")
+    def _drops_by_files(self) -> TestSettings:
+        if self.overlap == "drop" and not self.data.endswith(FILES):
+            raise ValueError(f"overlap drop needs test data in a file ({', '.join(FILES)}), got {self.data!r}")
+        return self
 
 
 class TuneSettings(Section):
@@ -140,6 +150,9 @@ class ComparisonRecipe(Section):
         """Return the training recipe of one arm and seed; ``tuned`` is the value of the tuned key, None for none."""
         arm_values = {"schedule": arm.schedule, "adapter": arm.adapter, "seed": seed, "output": output}
         recipe = Recipe.of(merged(self.base, arm_values), where=f"arm {arm.name!r}")
+        if self.test.overlap == "drop":
+            held_out = [self.test.data, *(() if self.tune is None else (self.tune.validation,))]
+            recipe = recipe.changed(data={"exclude": [*recipe.data.exclude, *held_out]})
         if self.tune is None or tuned is None:
             return recipe
         import json

@@ -47,6 +47,7 @@ class DataSettings(Section):
         completion_only: whether only the answer's tokens are learnt. The papers learn the prompt too (presets).
         group_by_length: batches of examples of similar length: less padding.
         limit: examples used at most, the first ones; None: all.
+        exclude: files of examples that are not trained on: whatever has the words of one of them is left out.
     """
 
     train: str
@@ -62,6 +63,7 @@ class DataSettings(Section):
     completion_only: bool = True
     group_by_length: bool = True
     limit: Positive | None = None
+    exclude: tuple[str, ...] = ()
 
 
 class ScheduleSettings(Section):

@@ -19,7 +19,7 @@ from alphalloc.training.adapters import adapt, parameter_table
 from alphalloc.training.batches import Collator, RowDataset
 from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, RoutingLog, TrainProgress
 from alphalloc.training.card import new_card, read_card, table_document, write_card
-from alphalloc.training.data import Example, examples_digest, read_examples, split_off
+from alphalloc.training.data import Example, examples_digest, read_examples, split_off, without
 from alphalloc.training.head import whole_head
 from alphalloc.training.memory import peak_bytes, reset_peak
 from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
@@ -104,7 +104,8 @@ class Run:
         card = self._card(model)
         checkpoint = self.folder.checkpoint
         main = self.arguments.process_index == 0
-        sinks = open_sinks(recipe.run.report_to, self.folder.path, recipe.plain()) if main else []
+        begin = 0 if checkpoint is None else checkpoint.step
+        sinks = open_sinks(recipe.run.report_to, self.folder.path, recipe.plain(), begin=begin) if main else []
         meter = Meter(self.folder.path, sinks, self.progress, 0.0 if checkpoint is None else _seconds(checkpoint.notes))
         routing = RoutingLog(self.folder.path, sinks)
         trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
@@ -223,6 +224,7 @@ def read_data(data: DataSettings, seed: int) -> tuple[list[Example], list[Exampl
     """Return the training and the evaluation examples that a recipe names. Raises DatasetError."""
     reading: dict[str, Any] = {"name": data.name, "format": data.format, "limit": data.limit}
     train = read_examples(data.train, split=data.split, **reading)
+    train = without(train, data.exclude) if data.exclude else train
     if data.eval is not None:
         return train, read_examples(data.eval, split=data.eval_split, name=data.name, format=data.format)
     return split_off(train, data.eval_share, seed)
