@@ -13,6 +13,7 @@ from alphalloc.errors import SettingsError
 
 if TYPE_CHECKING:
     from alphalloc.training.evaluate import Evaluation
+    from alphalloc.training.tokens import Template as Wording
 
 Target = Annotated[
     str,
@@ -27,7 +28,7 @@ Adapter = Annotated[Path | None, typer.Option(metavar="FOLDER", help="An adapter
 Mode = Annotated[str, typer.Option(metavar="M", help="likelihood of the options, or generate and read the text.")]
 Template = Annotated[
     str | None,
-    typer.Option(metavar="T", help="Wording of prompts: alpaca, plain or chat.  [default: the run's, else alpaca]"),
+    typer.Option(metavar="T", help="alpaca, plain or chat.  [default: the run's; chat for conversations; alpaca]"),
 ]
 Choices = Annotated[
     str | None, typer.Option("--options", metavar="A,B,..", help="Answers to choose from, where the data name none.")
@@ -77,15 +78,17 @@ def evaluate(
 
     from alphalloc.training.data import read_examples
     from alphalloc.training.evaluate import evaluate as evaluate_model
+    from alphalloc.training.tokens import template_for
 
     examples = read_examples(data, split=split, limit=limit)
     model, tokenizer, trained_with = _load(target, adapter)
+    worded = template or template_for(examples, trained_with or "alpaca")
     found = evaluate_model(
         model,
         tokenizer,
         examples,
         mode=mode,  # type: ignore[arg-type]  # checked above, as are the next ones
-        template=template or trained_with or "alpaca",  # type: ignore[arg-type]
+        template=worded,  # type: ignore[arg-type]
         options=None if choices is None else tuple(choice.strip() for choice in choices.split(",")),
         normalisation=normalisation,  # type: ignore[arg-type]
         pattern=pattern,
@@ -137,9 +140,9 @@ class Lines:
             render.note(f"evaluating: {done} of {total} examples")
 
 
-def _load(target: str, adapter: Path | None) -> tuple[Any, Any, str | None]:
+def _load(target: str, adapter: Path | None) -> tuple[Any, Any, Wording | None]:
     """Model, tokenizer, and the template that a run was trained with (None for a model)."""
-    from alphalloc.training.runs import load_model_with
+    from alphalloc.training.runs import load_model_with, trained_template
     from alphalloc.training.train import load_trained
 
     run = Path(target)
@@ -149,6 +152,6 @@ def _load(target: str, adapter: Path | None) -> tuple[Any, Any, str | None]:
         from alphalloc.training.recipe import Recipe
 
         model, tokenizer = load_trained(run)
-        return model, tokenizer, Recipe.load(run / "recipe.yaml").data.template
+        return model, tokenizer, trained_template(Recipe.load(run / "recipe.yaml"), run)
     model, tokenizer = load_model_with(target, adapter)
     return model, tokenizer, None

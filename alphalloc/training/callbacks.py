@@ -221,6 +221,13 @@ def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
         stream.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def cut_after(path: Path, step: int) -> None:
     """Remove the lines of later steps, and a last line that a kill left unfinished."""
     if not path.exists():

@@ -9,32 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphalloc.allocation import ExpertSchedule
 from alphalloc.documents import pretty_json, write_atomic
 from alphalloc.errors import DatasetError, TrainingError
 from alphalloc.training import runs
 from alphalloc.training.comparison import ArmResult, Comparison, SeedResult, arm_result, paired_results
-from alphalloc.training.comparison_recipe import Arm, ComparisonRecipe
+from alphalloc.training.comparison_recipe import ComparisonRecipe
 from alphalloc.training.data import Example, examples_digest, read_examples, without, words_of
+from alphalloc.training.evaluate import check_examples
+from alphalloc.training.models import find_model, load_tokenizer
+from alphalloc.training.plans import Plan, plan_arms
 from alphalloc.training.recipe import Recipe
-from alphalloc.training.sizes import ArmSize, check_sizes, count_arm
+from alphalloc.training.tokens import template_for
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An arm, ready to be trained: its schedule on disk, its size, and the value tuned for it (None: nothing is)."""
-
-    arm: Arm
-    schedule: ExpertSchedule
-    schedule_file: Path
-    size: ArmSize
-    tuned: Any = None
 
 
 def compare_schedules(
@@ -55,8 +45,9 @@ def compare_schedules(
     Raises:
         RecipeError: the recipe makes no sense.
         TrainingError: arms differ by more than 0.5 % in parameters and are not marked ``any_size``; the folder holds
-            runs of another recipe; the test was opened before all runs were there; ``resume`` False on a used folder.
-        DatasetError: test (or validation) examples are also trained on.
+            runs of another recipe, schedule, model or data; the test was opened before all runs were there, or with
+            other settings; ``resume`` False on a used folder.
+        DatasetError: test (or validation) examples are also trained on, or cannot be asked as the recipe says.
     """
     recipe = recipe_path if isinstance(recipe_path, ComparisonRecipe) else ComparisonRecipe.load(recipe_path)
     folder, say = Path(output), progress or (lambda line: None)
@@ -65,7 +56,7 @@ def compare_schedules(
     held_out = _held_out(recipe)
     for line in _left_out(recipe):
         say(line)
-    plans = _plan(recipe, folder, say)
+    plans = plan_arms(recipe, folder, say)
     opened = runs.read_record(folder / "test.json")
     if recipe.tune is not None:
         plans = [_tuned(recipe, plan, folder, held_out["validation"], opened is not None, say) for plan in plans]
@@ -76,14 +67,16 @@ def compare_schedules(
 
 
 def _held_out(recipe: ComparisonRecipe) -> dict[str, list[Example]]:
-    """The test and validation examples, none of which is trained on. Nothing is evaluated here."""
+    """The test and validation examples: none is trained on, all can be asked. Nothing is evaluated here."""
     test = recipe.test
     found = {"test": read_examples(test.data, name=test.name, split=test.split, limit=test.limit)}
     if recipe.tune is not None:
         found["validation"] = read_examples(recipe.tune.validation)
-    data = recipe.training(recipe.arms[0], seed=recipe.seeds[0], output="checked").data
+    first = recipe.training(recipe.arms[0], seed=recipe.seeds[0], output="checked")
+    data = first.data
     trained = read_examples(data.train, name=data.name, split=data.split, format=data.format)
     trained = without(trained, data.exclude) if data.exclude else trained
+    _check_can_be_asked(recipe, first, trained, found)
     seen = dict.fromkeys(map(words_of, trained), "training")
     for what in ("validation", "test"):
         both = sorted(words_of(e) for e in found.get(what, []) if words_of(e) in seen)
@@ -96,6 +89,19 @@ def _held_out(recipe: ComparisonRecipe) -> dict[str, list[Example]]:
     return found
 
 
+def _check_can_be_asked(
+    recipe: ComparisonRecipe, first: Recipe, trained: Sequence[Example], found: dict[str, list[Example]]
+) -> None:
+    """Raise now what the evaluations would raise after all training: no template, no options, no such pattern."""
+    tokenizer = load_tokenizer(find_model(first.model, first.revision))
+    template = template_for(trained, first.data.template)
+    test = recipe.test
+    for examples in found.values():
+        check_examples(
+            examples, tokenizer, mode=test.mode, template=template, options=test.options, pattern=test.pattern
+        )
+
+
 def _left_out(recipe: ComparisonRecipe) -> tuple[str, ...]:
     """How many examples are not trained on because they are test or validation examples; nothing where none is."""
     data = recipe.training(recipe.arms[0], seed=recipe.seeds[0], output="checked").data
@@ -103,22 +109,6 @@ def _left_out(recipe: ComparisonRecipe) -> tuple[str, ...]:
     count = len(every) - len(without(every, data.exclude))
     found = f"{count} of {len(every)} training examples are test or validation examples too: left out."
     return (found,) if count else ()
-
-
-def _plan(recipe: ComparisonRecipe, folder: Path, say: Progress) -> list[Plan]:
-    """Every arm's schedule, written down once, and its size; refused when sizes differ."""
-    plans = []
-    for arm in recipe.arms:
-        first = recipe.training(arm, seed=recipe.seeds[0], output="checked")
-        path = folder / "arms" / arm.name / "schedule.json"
-        schedule, size = count_arm(first, arm.name, path if path.exists() else None)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            schedule.save(path)
-        say(f"{arm.name}: {size.parameters:,} parameters")
-        plans.append(Plan(arm, schedule, path, size))
-    check_sizes([plan.size for plan in plans], exempt={arm.name for arm in recipe.arms if arm.any_size})
-    return plans
 
 
 def _tuned(
@@ -174,12 +164,12 @@ def _measure(
         for plan in plans
         for seed in recipe.seeds
     }
-    runs.open_test(folder / "test.json", digest, len(test), adapters)
+    runs.open_test(folder / "test.json", digest, len(test), adapters, recipe.test)
     reference = plans[0].size.parameters
     arms = tuple(_measured(recipe, plan, folder, test, reference, say) for plan in plans)
     first_run = _run_folder(folder, plans[0].arm.name, recipe.seeds[0])
     first = _training(recipe, plans[0], recipe.seeds[0], first_run)
-    untrained = runs.ensure_untrained(first, folder, test, recipe.test, say) if recipe.untrained else None
+    untrained = runs.ensure_untrained(first, first_run, folder, test, recipe.test, say) if recipe.untrained else None
     settings = recipe.test.model_dump(mode="json", include={"mode", "normalisation"})
     comparison = Comparison(
         task=recipe.task,
@@ -240,20 +230,24 @@ def _seed_result(seed: int, run: Path, trained: dict[str, Any], found: dict[str,
 def _notes(recipe: ComparisonRecipe, arms: Sequence[ArmResult]) -> tuple[str, ...]:
     """What a reader must know to read the tables."""
     equal = [arm for arm in arms if not arm.any_size]
-    widest = max(abs(arm.size_difference) for arm in equal)
+    sizes = (
+        f"Parameters of the arms differ by at most {max(abs(arm.size_difference) for arm in equal):.3%} from the first"
+        f"{'' if len(equal) == len(arms) else ', those marked as of any size excepted'}."
+        if equal
+        else "All arms are marked as of any size: their parameters differ as the table says."
+    )
     tuned = (
         "All arms have the same hyper-parameters; none was tuned on these data."
         if recipe.tune is None
         else f"{recipe.tune.key} was chosen for every arm among {list(recipe.tune.values)} by accuracy on validation "
         "examples, with the first seed; the test examples had no part in it."
     )
-    exempt = "" if len(equal) == len(arms) else ", those marked as of any size excepted"
     intervals = (
         f"Intervals over {len(recipe.seeds)} seeds are Student's; those over test examples keep the seeds fixed. One "
         "of no width over few seeds is a coincidence, not certainty."
     )
     return (
-        f"Parameters of the arms differ by at most {widest:.3%} from the first{exempt}.",
+        sizes,
         tuned,
         "The test split was opened once, after all training.",
         intervals,

@@ -23,7 +23,7 @@ class SeedResult:
         seconds: of the training, wall time.
         cpu_seconds: of the training, processor time; None where it was resumed or is not known.
         peak_memory: bytes at most in use while training; None where it cannot be measured.
-        train_loss: mean over the training.
+        train_loss: mean over the steps of the last line of its log; None where none was logged.
         folder: of the run, in the comparison's folder.
         right: a ``1`` or ``0`` a test example, in their order: what paired intervals are made of.
     """

@@ -11,10 +11,17 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from alphalloc.errors import RecipeError
 from alphalloc.training.data import FILES
-from alphalloc.training.recipe import Positive, Recipe, Section
-from alphalloc.training.recipe_keys import explain, merged
+from alphalloc.training.recipe import Positive, Recipe, Section, spelled_out
+from alphalloc.training.recipe_keys import explain, layered
 
 ARM_SECTIONS = ("schedule", "adapter")  # in which arms may differ; all else is the same for all of them
+# What a tuned key must not change: what an arm is and its size (schedules are made once), the examples, the seeds.
+NOT_TUNED = (
+    "model", "revision", "preset", "seed", "output", "schedule", "data.train", "data.eval", "data.eval_share",
+    "data.name", "data.exclude", "data.split", "data.eval_split", "data.format", "data.template", "data.limit",
+    "adapter.method", "adapter.r", "adapter.target_modules", "adapter.lora_ranks", "adapter.share_router",
+    "adapter.rank_mode",
+)  # fmt: skip
 
 
 class Arm(Section):
@@ -22,7 +29,7 @@ class Arm(Section):
 
     Attributes:
         name: letters, digits and ``._-``: its folder and its row.
-        schedule, adapter: what differs from ``base``.
+        schedule, adapter: what differs from ``base``; a schedule's file or counts replace that of ``base``.
         any_size: it is known to have another number of parameters; its row says so. Otherwise that is an error.
     """
 
@@ -78,7 +85,7 @@ class TuneSettings(Section):
     examples wins, the earlier of equal ones. Then all seeds are trained with it, the first one anew.
 
     Attributes:
-        key: of the training recipe, such as ``optim.learning_rate``.
+        key: of the training recipe, such as ``optim.learning_rate``; none of ``NOT_TUNED``.
         values: at least two.
         validation: examples, none of which is in the training or test data.
     """
@@ -86,6 +93,16 @@ class TuneSettings(Section):
     key: str
     values: Annotated[tuple[Any, ...], Field(min_length=2)]
     validation: str
+
+    @field_validator("key")
+    @classmethod
+    def _leaves_the_arms(cls, key: str) -> str:
+        if any(key == name or key.startswith(f"{name}.") for name in NOT_TUNED) or "." not in key:
+            raise ValueError(
+                "expected a hyper-parameter such as optim.learning_rate; schedule, size and examples of an arm stay as "
+                "they are"
+            )
+        return key
 
 
 class ComparisonRecipe(Section):
@@ -136,7 +153,8 @@ class ComparisonRecipe(Section):
         except ValidationError as exc:
             raise RecipeError(f"{where}: {explain(exc, cls)}") from exc
         for arm in recipe.arms:
-            recipe.training(arm, seed=recipe.seeds[0], output="checked")
+            for tuned in (None,) if recipe.tune is None else recipe.tune.values:
+                recipe.training(arm, seed=recipe.seeds[0], output="checked", tuned=tuned)
         return recipe
 
     @classmethod
@@ -149,7 +167,7 @@ class ComparisonRecipe(Section):
     def training(self, arm: Arm, *, seed: int, output: str, tuned: Any = None) -> Recipe:
         """Return the training recipe of one arm and seed; ``tuned`` is the value of the tuned key, None for none."""
         arm_values = {"schedule": arm.schedule, "adapter": arm.adapter, "seed": seed, "output": output}
-        recipe = Recipe.of(merged(self.base, arm_values), where=f"arm {arm.name!r}")
+        recipe = Recipe.of(layered(spelled_out(self.base), arm_values), where=f"arm {arm.name!r}")
         if self.test.overlap == "drop":
             held_out = [self.test.data, *(() if self.tune is None else (self.tune.validation,))]
             recipe = recipe.changed(data={"exclude": [*recipe.data.exclude, *held_out]})

@@ -143,6 +143,25 @@ def evaluate(
     return summarise(found, mode=mode, normalisation=normalisation if mode == "likelihood" else None)
 
 
+def check_examples(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    mode: Mode,
+    template: Template,
+    options: Sequence[str] | None = None,
+    pattern: str | None = None,
+) -> None:
+    """Raise what :func:`evaluate` would raise for ``examples``, without a model."""
+    from alphalloc.training.generation import check_pattern
+
+    check_pattern(pattern)
+    for index, example in enumerate(examples):
+        prompt_text(example, template, tokenizer)
+        if mode == "likelihood":
+            _options(example, options, index)
+
+
 def summarise(found: Sequence[Prediction], *, mode: Mode, normalisation: Normalisation | None) -> Evaluation:
     """Return the accuracies of single predictions, tasks in the order of their first example."""
     ordered = sorted(found, key=lambda prediction: prediction.index)

@@ -13,7 +13,14 @@ from typing import Any
 
 from alphalloc.allocation import LayerRef, ModelRef
 from alphalloc.checkpoint import open_checkpoint
-from alphalloc.errors import CheckpointError, MissingExtraError, OutputError, TrainingError, UnsupportedCheckpointError
+from alphalloc.errors import (
+    AdapterError,
+    CheckpointError,
+    MissingExtraError,
+    OutputError,
+    TrainingError,
+    UnsupportedCheckpointError,
+)
 
 CONVERSION = 2  # raise it when the folder made from a GGUF file changes
 
@@ -96,6 +103,26 @@ def load_tokenizer(base: BaseModel) -> Any:
             raise TrainingError(f"{base.source}: the tokenizer has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_adapted(base: BaseModel, adapter: Path | None, *, dtype: str, cpu: bool = False) -> tuple[Any, Any]:
+    """Return a model with the adapter in a folder (None: as it is), in evaluation mode, and its tokenizer.
+
+    It is on CUDA where there is one, unless ``cpu``. Raises AdapterError when the folder holds no adapter for it.
+    """
+    import peft
+    import torch
+    from safetensors import SafetensorError
+
+    import alphalloc.peft  # noqa: F401  # registers MoE-LoRA
+
+    model = load_model(base, dtype=dtype)
+    if adapter is not None:
+        try:
+            model = peft.PeftModel.from_pretrained(model, str(adapter))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
+            raise AdapterError(f"{adapter}: expected an adapter for {base.source}: {exc}") from exc
+    return model.to("cpu" if cpu or not torch.cuda.is_available() else "cuda").eval(), load_tokenizer(base)
 
 
 def gguf_folder(path: Path, *, cache: Path | None = None) -> Path:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from alphalloc.errors import RecipeError
 from alphalloc.training.presets import PRESETS
-from alphalloc.training.recipe_keys import explain, merged, nearest, with_overrides
+from alphalloc.training.recipe_keys import check_one_source, explain, layered, merged, nearest, with_overrides
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -71,7 +71,7 @@ class ScheduleSettings(Section):
 
     Attributes:
         file: a saved ``schedule.json``. Excludes all of the others.
-        counts: experts of every layer, by hand.
+        counts: experts of every layer, by hand. Excludes all of the others but ``top_k``.
         rule: rule of the allocation from a fresh analysis of the same model. ``uniform`` and MoLA's shapes
             (``mola_inverted_triangle``) need no analysis.
         experts: budget in experts over all layers; None: ``experts_per_layer``.
@@ -98,6 +98,12 @@ class ScheduleSettings(Section):
         name = self.rule.partition(":")[0]
         by_depth = name in ("uniform", "pattern", "explicit") or name.startswith("mola_")
         return self.file is None and self.counts is None and not by_depth
+
+    def used(self) -> dict[str, Any]:
+        """Return the settings that have an effect and are not at their defaults, as plain JSON types."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        alone = ("file",) if self.file is not None else ("counts", "top_k") if self.counts is not None else values
+        return {key: value for key, value in values.items() if key in alone}
 
     @model_validator(mode="after")
     def _one_source(self) -> ScheduleSettings:
@@ -241,14 +247,15 @@ class Recipe(Section):
         """Return the recipe of plain ``values``: the preset's where they say nothing, our defaults elsewhere.
 
         Raises RecipeError for a key that does not exist (naming the nearest that does), a value out of range, an
-        unknown preset or a missing model or data.
+        unknown preset, a missing model or data, or schedule keys that have no effect beside its file or counts.
         """
-        values = _spelled_out(dict(values))
+        values = spelled_out(values)
+        check_one_source(values.get("schedule"), ScheduleSettings.model_fields, where)
         name = values.get("preset")
         if name is not None:
             if name not in PRESETS:
                 raise RecipeError(f"{where}: no preset {name!r}{nearest(str(name), PRESETS)}")
-            values = merged(PRESETS[name], values)
+            values = layered(PRESETS[name], values)
         try:
             return cls.model_validate(values)
         except ValidationError as exc:
@@ -263,7 +270,8 @@ class Recipe(Section):
         """
         from alphalloc.training.recipe_files import read_yaml
 
-        return cls.of(with_overrides(_spelled_out(read_yaml(Path(path))), overrides), where=str(path))
+        said = spelled_out(with_overrides({}, overrides))
+        return cls.of(layered(spelled_out(read_yaml(Path(path))), said), where=str(path))
 
     def changed(self, *overrides: str, **values: Any) -> Recipe:
         """Return this recipe with ``key=value`` overrides, or whole fields: ``recipe.changed("optim.steps=60")``.
@@ -287,8 +295,9 @@ class Recipe(Section):
         return yaml_text(self.plain())
 
 
-def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
-    """``data: FILE`` and ``schedule: FILE`` as sections."""
+def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with ``data: FILE`` and ``schedule: FILE`` as sections."""
+    values = dict(values)
     for name, key in (("data", "train"), ("schedule", "file")):
         if isinstance(values.get(name), str):
             values[name] = {key: values[name]}

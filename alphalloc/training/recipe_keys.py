@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -48,6 +48,36 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
             tree = {part: tree}
         result = merged(result, tree)
     return result
+
+
+def layered(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``merged`` of two recipes whose sections are spelled out.
+
+    A schedule's own ``file`` or ``counts`` replaces the whole default schedule; beside counts its top_k stays.
+    """
+    default, section = defaults.get("schedule"), own.get("schedule")
+    if isinstance(default, Mapping) and isinstance(section, Mapping):
+        if section.get("file") is not None:
+            defaults = {**defaults, "schedule": {}}
+        elif section.get("counts") is not None:
+            defaults = {**defaults, "schedule": {key: default[key] for key in ("top_k",) if key in default}}
+    return merged(defaults, own)
+
+
+def check_one_source(schedule: Any, known: Collection[str], where: str) -> None:
+    """Raise RecipeError when a schedule section sets ``known`` keys that have no effect beside its file or counts.
+
+    A section with both of these keys is one that a run wrote down, every key spelled out, and passes.
+    """
+    if not isinstance(schedule, Mapping) or {"file", "counts"} <= set(schedule):
+        return
+    for source, beside in (("file", ()), ("counts", ("top_k",))):
+        idle = [key for key in schedule if key in known and key not in (source, *beside) and schedule[key] is not None]
+        if schedule.get(source) is not None and idle:
+            raise RecipeError(
+                f"{where}: schedule.{source} says how many experts there are, so schedule.{idle[0]} would have no "
+                "effect; keep one"
+            )
 
 
 def _value(text: str) -> Any:

@@ -16,7 +16,8 @@ from alphalloc.training.card import read_card
 from alphalloc.training.checkpoints import Checkpoint, complete_checkpoints, remove_incomplete
 from alphalloc.training.recipe import Recipe
 
-# What may differ between a run and its continuation: none of it changes a trained number.
+# What may differ between a run and its continuation: none of it changes a trained number, and the batches of an
+# evaluation change its loss by rounding alone.
 FREE = ("output", "run.report_to", "run.picture", "run.workers", "run.keep", "run.save_every", "run.eval_batch_size")
 
 
@@ -94,8 +95,10 @@ def _continued(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
 
 def _same_recipe(before: Recipe, now: Recipe, path: Path) -> None:
     old, new = _flat(before.plain()), _flat(now.plain())
+    used = {f"schedule.{key}" for recipe in (before, now) for key in recipe.schedule.used()}
+    idle = {key for key in old if key.startswith("schedule.")} - used  # what stands beside a file has no effect
     for key in old:
-        if key not in FREE and old[key] != new.get(key):
+        if key not in FREE and key not in idle and old[key] != new.get(key):
             raise TrainingError(
                 f"{path} holds a run with {key} {old[key]!r}, the recipe has {new.get(key)!r}; resume with the same "
                 "recipe or choose another output"

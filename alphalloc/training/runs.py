@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from alphalloc.documents import content_id, package_version, pretty_json, write_atomic
-from alphalloc.errors import AdapterError, TrainingError
+from alphalloc.errors import TrainingError
+from alphalloc.training.card import read_card
 from alphalloc.training.comparison_recipe import TestSettings
 from alphalloc.training.data import Example, examples_digest
 from alphalloc.training.evaluate import Evaluation, evaluate
 from alphalloc.training.recipe import Recipe
+from alphalloc.training.tokens import Template
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
 
@@ -27,10 +29,12 @@ ADAPTER = Path("adapter", "adapter_model.safetensors")
 def ensure_trained(recipe: Recipe, run: Path, *, frozen: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Return the record of the finished run in ``run``, after training it if it is not finished.
 
-    A run is finished when finished.json names this recipe and the digest of the adapter beside it. One that was
-    stopped goes on at its last complete checkpoint; one whose adapter was changed afterwards is trained anew.
+    A run is finished when finished.json names this recipe, base model and training examples, and the digest of the
+    adapter beside it. One that was stopped goes on at its last complete checkpoint; one whose adapter was changed
+    afterwards is trained anew.
 
-    Raises TrainingError when the run is of another recipe, or unfinished although the test is open (``frozen``).
+    Raises TrainingError when the run is of another recipe, model or data, or unfinished although the test is open
+    (``frozen``).
     """
     with locked(run):
         return _ensure_trained(recipe, run, frozen, say)
@@ -58,6 +62,14 @@ def _ensure_trained(recipe: Recipe, run: Path, frozen: bool, say: Callable[[str]
             f"{run}: expected a run of this recipe ({identity}), it was trained by another ({record['recipe']}); "
             "choose another output folder"
         )
+    inputs = _inputs(recipe)
+    for what, now in inputs.items():
+        before = now if record is None else record.get(what, now)  # runs of before these were recorded: not known
+        if before != now:
+            raise TrainingError(
+                f"{run}: expected a run on {what.replace('_', ' ')} {now}, it was trained on {before}; restore it, or "
+                "choose another output folder"
+            )
     if record is not None and record["adapter"] == adapter_digest(run):
         return record
     if frozen:
@@ -74,16 +86,18 @@ def _ensure_trained(recipe: Recipe, run: Path, frozen: bool, say: Callable[[str]
     result = train(recipe, resume=True)
     record = {
         "recipe": identity,
+        **inputs,
         "adapter": adapter_digest(run),
         "parameters": result.parameters,
         "steps": result.steps,
         "seconds": result.seconds,
-        "cpu_seconds": result.cpu_seconds,
+        "cpu_seconds": None if result.resumed_from is not None else result.cpu_seconds,
         "peak_memory": result.peak_memory,
         "train_loss": result.train_loss,
     }
     write_atomic(run / "finished.json", pretty_json(record))
-    say(f"{run}: {result.steps} steps in {result.seconds:.0f} s, loss {result.train_loss:.3f}")
+    loss = "not logged" if result.train_loss is None else f"{result.train_loss:.3f}"
+    say(f"{run}: {result.steps} steps in {result.seconds:.0f} s, loss {loss}")
     gc.collect()  # a model and its optimiser, before the next one is loaded
     return record
 
@@ -96,30 +110,40 @@ def ensure_evaluated(
     settings: TestSettings,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return the evaluation in ``WHAT.json`` of the run, after making it if it is not there."""
-    return _ensure(run / f"{what}.json", recipe, run / "adapter", examples, settings, say)
+    """Return the evaluation in ``WHAT.json`` of the run, after making it if it is not there.
+
+    Raises TrainingError when it is there with other settings.
+    """
+    return _ensure(run / f"{what}.json", recipe, run, run / "adapter", examples, settings, say)
 
 
 def ensure_untrained(
-    recipe: Recipe, folder: Path, examples: Sequence[Example], settings: TestSettings, say: Callable[[str], None]
+    recipe: Recipe,
+    run: Path,
+    folder: Path,
+    examples: Sequence[Example],
+    settings: TestSettings,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return accuracy and interval of the model without an adapter, kept in untrained.json."""
-    found = _ensure(folder / "untrained.json", recipe, None, examples, settings, say)
+    """Return accuracy and interval of the model without an adapter, asked as ``run`` is, kept in untrained.json."""
+    found = _ensure(folder / "untrained.json", recipe, run, None, examples, settings, say)
     return {key: found[key] for key in ("accuracy", "low", "high", "correct", "total")}
 
 
-def open_test(path: Path, digest: str, examples: int, adapters: Mapping[str, str | None]) -> None:
-    """Record in ``path`` that the test split is opened now, for these adapters; they cannot change any more.
+def open_test(
+    path: Path, digest: str, examples: int, adapters: Mapping[str, str | None], settings: TestSettings
+) -> None:
+    """Record in ``path`` that the test split is opened now, for these adapters and settings; they stay.
 
-    Raises TrainingError when it was opened before for other adapters or other examples.
+    Raises TrainingError when it was opened before for other adapters, examples or settings.
     """
     record = read_record(path)
     if record is None:
         opened = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomic(
-            path, pretty_json({"opened_at": opened, "sha256": digest, "examples": examples, "adapters": dict(adapters)})
-        )
+        record = {"opened_at": opened, "sha256": digest, "examples": examples, "adapters": dict(adapters)}
+        write_atomic(path, pretty_json({**record, "settings": _asked(settings)}))
         return
+    _check_same_settings(path, record, settings)
     known = record["adapters"]
     changed = sorted(name for name, sha in adapters.items() if known.get(name) != sha)
     if record["sha256"] != digest or changed:
@@ -178,6 +202,7 @@ def environment() -> dict[str, Any]:
 def _ensure(
     path: Path,
     recipe: Recipe,
+    run: Path,
     adapter: Path | None,
     examples: Sequence[Example],
     settings: TestSettings,
@@ -185,24 +210,58 @@ def _ensure(
 ) -> dict[str, Any]:
     digest = examples_digest(examples)
     record = read_record(path)
-    if record is not None and record.get("examples_sha256") == digest:
-        return record
+    if record is not None:
+        _check_same_settings(path, record, settings)
+        if record.get("examples_sha256") == digest:
+            return record
     say(f"{path}: evaluating {len(examples)} examples")
-    found = _evaluated(recipe, adapter, examples, settings)
-    record = {**found.plain(), "examples_sha256": digest}
+    found = _evaluated(recipe, run, adapter, examples, settings)
+    record = {**found.plain(), "examples_sha256": digest, "settings": _asked(settings)}
     write_atomic(path, pretty_json(record))
     say(f"{path}: accuracy {found.accuracy:.3f} [{found.low:.3f}, {found.high:.3f}]")
     return record
 
 
-def _evaluated(recipe: Recipe, adapter: Path | None, examples: Sequence[Example], settings: TestSettings) -> Evaluation:
+def _asked(settings: TestSettings) -> dict[str, Any]:
+    """The settings that an answer depends on; the examples have a digest of their own."""
+    return settings.model_dump(mode="json", exclude={"data", "split", "name", "limit", "overlap", "batch_size"})
+
+
+def _check_same_settings(path: Path, record: Mapping[str, Any], settings: TestSettings) -> None:
+    """Raise TrainingError when a record was made with other settings, as far as it says them.
+
+    Evaluations of before they were recorded have ``mode`` and ``normalisation`` alone, test.json none.
+    """
+    now = _asked(settings)
+    before = record.get("settings")
+    if not isinstance(before, Mapping):
+        before = {key: record[key] for key in ("mode", "normalisation") if record.get(key) is not None}
+    changed = [key for key, value in before.items() if now.get(key) != value]
+    if changed:
+        key = changed[0]
+        raise TrainingError(
+            f"{path}: made with test.{key} {before[key]!r}, the recipe has {now.get(key)!r}; restore it, or choose "
+            "another output folder"
+        )
+
+
+def trained_template(recipe: Recipe, run: Path) -> Template:
+    """Return how a run's prompts were worded: as its card says, else (cards of before they did) as the recipe asks."""
+    card = read_card(run)
+    found: Template = (card or {}).get("data", {}).get("template") or recipe.data.template
+    return found
+
+
+def _evaluated(
+    recipe: Recipe, run: Path, adapter: Path | None, examples: Sequence[Example], settings: TestSettings
+) -> Evaluation:
     model, tokenizer = load_run(recipe, adapter)
     return evaluate(
         model,
         tokenizer,
         examples,
         mode=settings.mode,
-        template=recipe.data.template,
+        template=trained_template(recipe, run),
         options=settings.options,
         normalisation=settings.normalisation,
         pattern=settings.pattern,
@@ -227,21 +286,24 @@ def load_model_with(
 
     ``dtype`` None: bfloat16 on CUDA, else float32. Raises AdapterError when the folder holds no adapter for it.
     """
-    import peft
     import torch
 
-    import alphalloc.peft  # noqa: F401  # registers MoE-LoRA
-    from alphalloc.training.models import find_model, load_model, load_tokenizer
+    from alphalloc.training.models import find_model, load_adapted
 
-    base = find_model(source, revision)
     cuda = not cpu and torch.cuda.is_available()
-    model = load_model(base, dtype=dtype or ("bfloat16" if cuda else "float32"))
-    if adapter is not None:
-        try:
-            model = peft.PeftModel.from_pretrained(model, str(adapter))
-        except (OSError, ValueError, RuntimeError) as exc:
-            raise AdapterError(f"{adapter}: expected an adapter for {source}: {exc}") from exc
-    return model.to("cuda" if cuda else "cpu").eval(), load_tokenizer(base)
+    dtype = dtype or ("bfloat16" if cuda else "float32")
+    return load_adapted(find_model(source, revision), adapter, dtype=dtype, cpu=cpu)
+
+
+def _inputs(recipe: Recipe) -> dict[str, str | None]:
+    """What a recipe names and does not hold: the base model's fingerprint and the digest of the training examples."""
+    from alphalloc.training.models import find_model
+    from alphalloc.training.steps import read_data
+
+    return {
+        "base_model": find_model(recipe.model, recipe.revision).reference.fingerprint,
+        "training_data": examples_digest(read_data(recipe.data, recipe.seed)[0]),
+    }
 
 
 def _identity(recipe: Recipe) -> str:

@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from alphalloc.allocation import ExpertSchedule
 from alphalloc.documents import write_atomic
-from alphalloc.errors import AdapterError, OutputError, TrainingError
+from alphalloc.errors import AdapterError, TrainingError
 from alphalloc.peft import callbacks as adapter_callbacks
 from alphalloc.training.adapters import adapt, parameter_table
 from alphalloc.training.batches import Collator, RowDataset
-from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, RoutingLog, TrainProgress
+from alphalloc.training.callbacks import CheckpointKeeper, Meter, Report, RoutingLog, TrainProgress, read_lines
 from alphalloc.training.card import new_card, read_card, table_document, write_card
 from alphalloc.training.data import Example, examples_digest, read_examples, split_off, without
 from alphalloc.training.head import whole_head
 from alphalloc.training.memory import peak_bytes, reset_peak
-from alphalloc.training.models import BaseModel, find_model, load_model, load_tokenizer
+from alphalloc.training.models import BaseModel, find_model, load_adapted, load_model, load_tokenizer
 from alphalloc.training.picture import draw_routing
 from alphalloc.training.recipe import DataSettings, Recipe
 from alphalloc.training.run_folder import RunFolder, make_folder, publish, scratch_beside
 from alphalloc.training.schedules import schedule_for
 from alphalloc.training.sinks import open_sinks
-from alphalloc.training.tokens import Tokenised, tokenise
+from alphalloc.training.tokens import Template, Tokenised, template_for, tokenise
 from alphalloc.training.train import TrainResult
 from alphalloc.training.trainer import RecipeTrainer, base_dtype, training_arguments
 
@@ -63,6 +64,7 @@ class Run:
     base: BaseModel
     tokenizer: Any
     schedule: ExpertSchedule
+    template: Template
     train_examples: Examples
     eval_examples: Examples | None
     warnings: tuple[str, ...]
@@ -80,13 +82,14 @@ class Run:
             tell(TrainProgress("opening the model"))
             base = find_model(recipe.model, recipe.revision)
             tokenizer = load_tokenizer(base)
-            train_examples = _tokenised(train, tokenizer, recipe.data, recipe.data.train)
+            template = template_for([*train, *held_out], recipe.data.template)
+            train_examples = _tokenised(train, recipe.data.train, tokenizer, recipe.data, template)
             eval_source = recipe.data.eval or recipe.data.train
-            eval_examples = _tokenised(held_out, tokenizer, recipe.data, eval_source) if held_out else None
+            eval_examples = _tokenised(held_out, eval_source, tokenizer, recipe.data, template) if held_out else None
             tell(TrainProgress("making the schedule" if recipe.schedule.needs_analysis else "reading the schedule"))
             schedule, notes = schedule_for(recipe.schedule, base)
         run = cls(
-            recipe, folder, arguments, base, tokenizer, schedule, train_examples, eval_examples,
+            recipe, folder, arguments, base, tokenizer, schedule, template, train_examples, eval_examples,
             (*notes, *_data_warnings(train_examples, recipe.data)), progress,
         )  # fmt: skip
         run._check_same_inputs()
@@ -111,15 +114,17 @@ class Run:
         trainer = self._trainer(model, [meter, routing, CheckpointKeeper(meter, recipe.run.keep)])
         began = time.process_time()
         with whole_head(model):
-            done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+            if not self._over(trainer, [meter, routing]):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+        steps, loss = trainer.state.global_step, _last_loss(trainer)
         seconds, cpu_seconds = meter.seconds, time.process_time() - began
-        tell(TrainProgress("evaluating", done.global_step, done.global_step, meter.loss, seconds))
+        tell(TrainProgress("evaluating", steps, steps, loss, seconds))
         metrics = self._last_metrics(trainer)
         self._save_adapter(trainer)
         result = TrainResult(
             folder=self.folder.path,
-            steps=done.global_step,
-            train_loss=meter.loss,
+            steps=steps,
+            train_loss=loss,
             eval=metrics,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
@@ -132,19 +137,40 @@ class Run:
         for sink in sinks:
             sink.close()
         if main:
+            write_card(self.folder.path, {**card, "status": "finished", "result": result.document()})
             if recipe.run.picture:
                 draw_routing(self.folder.path)
-            write_card(self.folder.path, {**card, "status": "finished", "result": result.document()})
         state: Any = self.arguments.distributed_state
         state.wait_for_everyone()
         return result
+
+    def _over(self, trainer: RecipeTrainer, records: Sequence[Any]) -> bool:
+        """Load the checkpoint of a run that was stopped after its last step; False when there are steps left.
+
+        The trainer itself would take one step more, or begin another epoch. ``records`` cut their files as it would.
+        """
+        if self.folder.checkpoint is None:
+            return False
+        folder = self.folder.checkpoint.folder
+        state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        state.is_world_process_zero = trainer.is_world_process_zero()  # the file has the first process's
+        state.is_local_process_zero = trainer.is_local_process_zero()
+        trainer.state = state
+        model: Any = trainer.model
+        model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+        for record in records:
+            record.on_train_begin(self.arguments, state, trainer.control)
+        return True
 
     def _last_metrics(self, trainer: RecipeTrainer) -> dict[str, float]:
         """What the evaluation after the last step gave; it is done now unless the trainer has done it."""
         if self.eval_examples is None:
             return {}
         last = trainer.state.log_history[-2:]  # the evaluation of the last step, then the trainer's own summary
-        found = [log for log in last if "eval_loss" in log and log.get("step") == trainer.state.global_step]
+        logged = read_lines(self.folder.path / "log.jsonl")[-1:]  # a run killed after this evaluation, resumed
+        found = [log for log in [*logged, *last] if "eval_loss" in log and log["step"] == trainer.state.global_step]
         metrics = found[-1] if found else trainer.evaluate()
         return {"eval_loss": float(metrics["eval_loss"])}
 
@@ -182,6 +208,7 @@ class Run:
             model={**self.base.reference.model_dump(mode="json"), "source": self.base.source},
             schedule={"id": schedule.id, "num_experts": list(schedule.num_experts), "top_k": list(schedule.top_k)},
             data={
+                "template": self.template,  # that prompts were worded by: conversations are, by "chat", unasked
                 "train": self.train_examples.document(),
                 "eval": None if held_out is None else held_out.document(),
             },
@@ -231,9 +258,10 @@ def read_data(data: DataSettings, seed: int) -> tuple[list[Example], list[Exampl
 
 
 def load_run(folder: Path, dtype: str | None = None) -> tuple[Any, Any]:
-    """Return the trained model and tokenizer of a run folder."""
-    import peft
+    """Return the trained model, on CUDA where the run would train there, and tokenizer of a run folder.
 
+    Raises TrainingError without a finished run, AdapterError when base model and adapter are not the card's.
+    """
     card = read_card(folder)
     if card is None or not (folder / "adapter").is_dir():
         raise TrainingError(f"{folder}: expected a finished run with an adapter; train it first, or resume it")
@@ -244,20 +272,16 @@ def load_run(folder: Path, dtype: str | None = None) -> tuple[Any, Any]:
             f"{folder}: the adapter was trained on {card['model']['id']} ({card['model']['fingerprint']}), but "
             f"{recipe.model} is now {base.reference.fingerprint}; restore the base model"
         )
-    model = load_model(base, dtype=dtype or base_dtype(recipe))
-    try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder / "adapter"))
-    except OSError as exc:
-        raise OutputError(f"{folder / 'adapter'}: cannot be read: {exc}") from exc
-    return adapted.eval(), load_tokenizer(base)
+    return load_adapted(base, folder / "adapter", dtype=dtype or base_dtype(recipe), cpu=recipe.run.device == "cpu")
 
 
-def _tokenised(examples: list[Example], tokenizer: Any, data: DataSettings, source: str) -> Examples:
-    chat = any(example.messages is not None for example in examples)
+def _tokenised(
+    examples: list[Example], source: str, tokenizer: Any, data: DataSettings, template: Template
+) -> Examples:
     tokens = tokenise(
         examples,
         tokenizer,
-        template="chat" if chat else data.template,
+        template=template,
         cutoff=data.cutoff,
         overlong=data.overlong,
         completion_only=data.completion_only,
@@ -272,6 +296,11 @@ def _data_warnings(found: Examples, data: DataSettings) -> Sequence[str]:
     total = len(found.tokens.rows) + found.tokens.dropped
     text = f"{found.tokens.overlong} of {total} examples are longer than {data.cutoff} tokens and were {what}"
     return (text,)
+
+
+def _last_loss(trainer: RecipeTrainer) -> float | None:
+    """The last logged training loss, that of a checkpoint after the last step included."""
+    return next((float(log["loss"]) for log in reversed(trainer.state.log_history) if "loss" in log), None)
 
 
 def _seconds(notes: dict[str, Any]) -> float:

@@ -56,6 +56,20 @@ class Tokenised:
     dropped: int
 
 
+def template_for(examples: Sequence[Example], asked: Template) -> Template:
+    """Return the template that words ``examples``: ``chat`` where all are conversations, else the one asked for.
+
+    Raises DatasetError for conversations among instructions unless ``chat`` was asked for: one template words all.
+    """
+    chats = sum(example.messages is not None for example in examples)
+    if 0 < chats < len(examples) and asked != "chat":
+        raise DatasetError(
+            f"{chats} of {len(examples)} examples are conversations, the others instructions; set the template 'chat' "
+            "to word all of them by it, or keep one kind"
+        )
+    return "chat" if chats else asked
+
+
 def prompt_text(example: Example, template: Template, tokenizer: Any = None) -> str:
     """Return all text before the answer. ``chat`` needs the tokenizer and its template.
 

@@ -76,6 +76,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: Any = None) -> Trai
         return recorded(folder.path, folder.finished)
     _require_libraries()
     check_sinks(recipe.run.report_to)
+    _require_matplotlib(recipe)
     with _quiet_libraries():
         from alphalloc.training.steps import Run
 
@@ -97,7 +98,8 @@ def recorded(folder: Path, card: dict[str, Any]) -> TrainResult:
 def load_trained(folder: str | Path, *, dtype: str | None = None) -> tuple[Any, Any]:
     """Return (model with the trained adapter, tokenizer) of a finished run, in evaluation mode.
 
-    Raises TrainingError when there is no trained adapter, and when the base model is not the one it was trained on.
+    It is on CUDA where there is one, unless the run's recipe says ``cpu``. Raises TrainingError when there is no
+    trained adapter, AdapterError when it cannot be read or the base model is not the one it was trained on.
     """
     _require_libraries()
     with _quiet_libraries():
@@ -113,6 +115,18 @@ def _require_libraries() -> None:
         import transformers  # noqa: F401
     except ImportError as exc:
         raise MissingExtraError(f"training needs {exc.name}: pip install 'alphalloc[train]'") from exc
+
+
+def _require_matplotlib(recipe: Recipe) -> None:
+    """Before the training, not after it; plain LoRA routes nothing that could be drawn."""
+    if not recipe.run.picture or recipe.adapter.method != "moe":
+        return
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtraError(
+            "run.picture needs matplotlib: pip install 'alphalloc[train]', or set run.picture to false"
+        ) from exc
 
 
 @contextlib.contextmanager

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from alphalloc.allocation import ExpertSchedule
 from alphalloc.errors import DatasetError, RecipeError, TrainingError
 from alphalloc.training.compare import compare_schedules
 from alphalloc.training.comparison import SeedResult, arm_result, paired_results
 from alphalloc.training.comparison_recipe import ComparisonRecipe
 from alphalloc.training.intervals import wilson
+from alphalloc.training.plans import plan_arms
+from alphalloc.training.recipe import Recipe
+from alphalloc.training.runs import ensure_trained
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,116 @@ def test_runs_of_another_recipe_are_not_mixed_in(finished, values):
         compare_schedules(ComparisonRecipe.of(other), output=folder)
     with pytest.raises(TrainingError, match="expected an empty folder"):
         compare_schedules(ComparisonRecipe.of(values), output=folder, resume=False)
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"counts": [1, 2, 12]}, {"rule": "uniform", "experts_per_layer": 6}], ids=["counts", "rule"]
+)
+def test_a_changed_schedule_is_not_taken_for_the_one_that_was_trained(finished, values, schedule):
+    folder, _, _ = finished
+    changed = {**values, "base": {**values["base"], "schedule": schedule}}
+    with pytest.raises(TrainingError, match="uniform/schedule.json: .* the runs here were begun with another"):
+        compare_schedules(ComparisonRecipe.of(changed), output=folder)
+
+
+def test_a_schedule_that_nothing_was_trained_with_is_made_anew(values, tmp_path):
+    def counts(*first):
+        arms = [{"name": "a", "schedule": {"counts": first}}, {"name": "b", "schedule": {"counts": [5, 5, 5]}}]
+        plans = plan_arms(ComparisonRecipe.of({**values, "arms": arms}), tmp_path, lambda line: None)
+        assert ExpertSchedule.load(plans[0].schedule_file) == plans[0].schedule
+        return plans[0].schedule.num_experts
+
+    with pytest.raises(TrainingError, match="expected arms within"):
+        counts(6, 5, 5)
+    assert not list(tmp_path.rglob("schedule.json"))
+    assert counts(4, 5, 6) == (4, 5, 6)
+    assert counts(5, 4, 6) == (5, 4, 6)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["now", "before"])
+def test_accuracies_of_other_settings_are_refused_and_older_records_stand(finished, values, recorded, tmp_path):
+    folder, found, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in [*copy.glob("**/*.json")] * (not recorded):  # as written before these were recorded
+        if path.name == "schedule-settings.json":
+            path.unlink()
+        elif path.name in ("finished.json", "test.json", "untrained.json"):
+            kept = json.loads(path.read_text())
+            newer = ("settings", "base_model", "training_data")
+            path.write_text(json.dumps({key: value for key, value in kept.items() if key not in newer}))
+    assert compare_schedules(ComparisonRecipe.of(values), output=copy) == found
+    changes = {"mode": "generate", "normalisation": "token"}
+    if recorded:
+        changes |= {"options": ["w5", "w6", "w7"], "max_new_tokens": 3, "pattern": "w."}
+    for key, value in changes.items():
+        changed = ComparisonRecipe.of({**values, "test": {**values["test"], key: value}})
+        with pytest.raises(TrainingError, match=f"test.json: made with test.{key}"):
+            compare_schedules(changed, output=copy)
+    other = ComparisonRecipe.of({**values, "test": {**values["test"], "normalisation": "character"}})
+    (copy / "test.json").unlink()  # the runs' own records say it too
+    with pytest.raises(TrainingError, match="seed-0/test.json: made with test.normalisation 'sum'"):
+        compare_schedules(other, output=copy)
+
+
+def test_a_run_of_other_data_or_of_another_model_is_not_finished(finished, values, tiny, tmp_path):
+    folder, _, _ = finished
+    data, model, run = Path(values["base"]["data"]["train"]), Path(values["base"]["model"]), folder / "arms/lora/seed-0"
+    whole, recipe = data.read_text(), Recipe.load(run / "recipe.yaml")
+    shutil.copytree(model, tmp_path / "model")
+
+    def ensure():
+        return ensure_trained(recipe, run, frozen=True, say=lambda line: None)
+
+    assert ensure() == json.loads((run / "finished.json").read_text())
+    try:
+        data.write_text("".join(whole.splitlines(keepends=True)[:8]))
+        with pytest.raises(TrainingError, match="expected a run on training data .* restore it, or choose another"):
+            ensure()
+        data.write_text(whole)
+        tiny.llama(inner=64).save_pretrained(model)
+        with pytest.raises(TrainingError, match="expected a run on base model .* restore it, or choose another"):
+            ensure()
+        with pytest.raises(TrainingError, match="uniform/schedule.json: .* begun with another .* of model"):
+            compare_schedules(ComparisonRecipe.of(values), output=folder)
+    finally:
+        data.write_text(whole)
+        shutil.copytree(tmp_path / "model", model, dirs_exist_ok=True)
+
+
+def test_conversations_are_compared_and_evaluated_by_the_chat_template(values, model_folder, tmp_path, capsys):
+    from alphalloc.cli import main
+
+    def conversation(line):
+        row = json.loads(line)
+        roles = {"user": row["instruction"], "assistant": row["output"]}
+        return json.dumps({"messages": [{"role": role, "content": text} for role, text in roles.items()]}) + "\n"
+
+    for name in ("train.jsonl", "test.jsonl"):
+        lines = Path(values["test"]["data"]).with_name(name).read_text().splitlines()
+        (tmp_path / name).write_text("".join(map(conversation, lines)))
+    base = {**values["base"], "data": {"train": str(tmp_path / "train.jsonl")}, "optim": {"steps": 1, "batch_size": 4}}
+    chats = {
+        **values,
+        "base": {**base, "model": model_folder},
+        "test": {**values["test"], "data": str(tmp_path / "test.jsonl")},
+        "arms": [{"name": "a", "any_size": True}, {"name": "b", "any_size": True, "adapter": {"method": "lora"}}],
+    }
+    for wrong, message in (
+        ({"base": base}, "the tokenizer has no chat template"),
+        ({"test": {"data": chats["test"]["data"]}}, "expected two options or more"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            compare_schedules(ComparisonRecipe.of({**chats, **wrong}), output=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()  # nothing was trained for it
+    found = compare_schedules(ComparisonRecipe.of(chats), output=tmp_path / "out")
+    assert "All arms are marked as of any size" in found.notes[0]
+    run = tmp_path / "out" / found.arms[0].seeds[0].folder
+    asked = ["--data", chats["test"]["data"], "--options", "w5,w6", "--json", "--quiet"]
+    assert main(["evaluate", str(run), *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == found.arms[0].seeds[0].correct
+    assert main(["evaluate", model_folder, *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == found.untrained["correct"]
 
 
 def test_unequal_sizes_are_refused_before_any_training(values, tmp_path):

@@ -15,6 +15,10 @@ def recipe(**changes):
     return ComparisonRecipe.of({"task": "t", "base": BASE, "test": {"data": "t.jsonl"}, "arms": ARMS, **changes})
 
 
+def tune(key, value):
+    return {"key": key, "values": [value, value], "validation": "v.jsonl"}
+
+
 def test_arms_take_everything_else_from_the_base():
     found = recipe()
     first, second = (found.training(arm, seed=7, output="run") for arm in found.arms)
@@ -22,6 +26,16 @@ def test_arms_take_everything_else_from_the_base():
     assert first.optim == second.optim
     assert (second.adapter.r, second.seed, second.output) == (2, 7, "run")
     assert found.seeds == (0, 1, 2)
+
+
+def test_an_arms_file_or_counts_replace_the_schedule_of_the_base():
+    base = {**BASE, "schedule": {"rule": "uniform", "experts_per_layer": 3, "top_k": 1}}
+    arms = [{"name": "a", "schedule": {"counts": [2, 2]}}, {"name": "b", "schedule": {"file": "s.json"}}, {"name": "c"}]
+    found = recipe(base=base, arms=arms)
+    used = [found.training(arm, seed=0, output="run").schedule.used() for arm in found.arms]
+    assert used == [{"counts": [2, 2], "top_k": 1}, {"file": "s.json"}, base["schedule"]]
+    named = recipe(base={**BASE, "schedule": "s.json"})  # the file alone, as in a training recipe
+    assert named.training(named.arms[0], seed=0, output="run").schedule.file == "s.json"
 
 
 def test_a_tuned_value_is_set_in_every_recipe():
@@ -42,6 +56,17 @@ def test_a_tuned_value_is_set_in_every_recipe():
         ({"seeds": [1, 1]}, "two seeds have one name"),
         ({"seed": [1]}, "no key 'seed'; did you mean 'seeds'"),
         ({"base": {"model": "m"}}, "the key 'data' is missing"),
+        ({"tune": tune("schedule.rule", "uniform")}, "tune.key: expected a hyper-parameter"),
+        ({"tune": tune("adapter.r", 4)}, "tune.key: expected a hyper-parameter"),
+        ({"tune": tune("seed", 1)}, "tune.key: expected a hyper-parameter"),
+        ({"tune": tune("optim.learning_rates", 1)}, "no key 'optim.learning_rates'"),
+        (
+            {
+                "base": {**BASE, "schedule": {"counts": [5]}},
+                "arms": [{"name": "a", "schedule": {"rule": "uniform"}}, ARMS[1]],
+            },
+            "arm 'a': schedule.counts says how many experts there are, so schedule.rule would have no effect",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):

@@ -48,6 +48,7 @@ def test_the_published_presets() -> None:
         1e-3,
     )
     assert not mola.schedule.needs_analysis
+    assert (alphalora.optim.epochs, mola.optim.epochs) == (20, 10)
     moelora = Recipe.of({**LEAST, "preset": "moelora"})
     assert (moelora.adapter.r, moelora.adapter.contrastive, moelora.adapter.contrastive_coef) == (4, "moelora", 1e-2)
     assert moelora.schedule.experts_per_layer == 8
@@ -58,6 +59,18 @@ def test_what_the_recipe_says_wins_over_its_preset() -> None:
     recipe = Recipe.of({**LEAST, "preset": "mola", "optim": {"steps": 7}, "adapter": {"balance": "none"}})
     assert (recipe.optim.steps, recipe.optim.epochs, recipe.adapter.balance) == (7, None, "none")
     assert recipe.optim.batch_size == 128
+
+
+def test_a_file_or_counts_replace_the_schedule_of_a_preset_and_of_a_recipe_file(tmp_path: Path) -> None:
+    with_counts = Recipe.of({**LEAST, "preset": "alphalora", "schedule": {"counts": [2, 3]}})
+    assert with_counts.schedule.used() == {"counts": [2, 3]}
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ndata: d.jsonl\nschedule: {rule: uniform, experts_per_layer: 3, top_k: 1}\n")
+    assert Recipe.load(path, ["schedule.file=s.json"]).schedule.used() == {"file": "s.json"}
+    assert Recipe.load(path, ["schedule.counts=[1]"]).schedule.used() == {"counts": [1], "top_k": 1}
+    assert Recipe.load(path, ["schedule.experts=9"]).schedule.used() == {
+        "rule": "uniform", "experts_per_layer": 3, "experts": 9, "top_k": 1
+    }  # fmt: skip
 
 
 def test_overrides_are_set_in_the_file(tmp_path: Path) -> None:
@@ -82,6 +95,14 @@ def test_overrides_are_set_in_the_file(tmp_path: Path) -> None:
         ({"optim": {"steps": 3, "epochs": 2}}, "steps and epochs both say how long to train"),
         ({"optim": {"batch_size": 6, "micro_batch_size": 4}}, "batch_size 6 is not a multiple of micro_batch_size 4"),
         ({"schedule": {"file": "s.json", "counts": [1]}}, "file and counts both say"),
+        (
+            {"schedule": {"file": "s.json", "rule": "uniform"}},
+            "schedule.file says .* schedule.rule would have no effect",
+        ),
+        (
+            {"schedule": {"counts": [1], "top_k": 1, "experts": 3}},
+            "schedule.counts says .* schedule.experts would have",
+        ),
         ({"model": " "}, "model: expected a folder, a hub id or a .gguf file"),
         ({"data": {}}, "the key 'data.train' is missing"),
     ],

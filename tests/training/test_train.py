@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alphalloc.errors import (
     DatasetError,
     DocumentError,
     MissingExtraError,
+    OutputError,
     RecipeError,
     TrainingError,
 )
@@ -30,6 +32,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    """The lines without how long their evaluation took."""
+    times = ("runtime", "per_second", "preparation_time")
+    return [{key: value for key, value in line.items() if not key.endswith(times)} for line in lines(path)]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -163,6 +171,35 @@ def test_a_run_stopped_and_resumed_is_the_run_not_stopped(adapter: dict[str, Any
             assert lines(whole.folder / name) == lines(result.folder / name)
 
 
+@pytest.mark.parametrize("steps", [6, 8], ids=["in an epoch", "at its end"])
+def test_a_run_stopped_after_its_last_step_takes_no_other(steps: int, recipe: Any, tmp_path: Path) -> None:
+    from alphalloc.training.runs import ensure_trained
+
+    # 16 examples, 4 a step: 4 steps an epoch; 4 more to evaluate on at the end.
+    texts = [f"optim.steps={steps}", "run.save_every=2", "run.keep=1", "optim.lr_scheduler=constant", "data.limit=20"]
+    texts += ["data.eval_share=0.2", "run.log_every=4"]
+    whole = train(recipe(*texts, output=str(tmp_path / "straight")))
+    stopped = recipe(*texts, output=str(tmp_path / "stopped"))
+
+    def stop(progress: Any) -> None:
+        if progress.doing == "evaluating":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, progress=stop)
+    record = ensure_trained(stopped, tmp_path / "stopped", frozen=False, say=lambda line: None)
+    assert (record["steps"], record["train_loss"], record["cpu_seconds"]) == (steps, whole.train_loss, None)
+    for _ in range(2):
+        assert same(weights(whole.folder), weights(tmp_path / "stopped"))
+        card = json.loads((tmp_path / "stopped" / "card.json").read_text())
+        assert (card["result"]["eval"], card["result"]["resumed_from"]) == (whole.eval, steps)
+        for name in ("log.jsonl", "routing.jsonl"):
+            assert untimed(whole.folder / name) == untimed(tmp_path / "stopped" / name)
+        # As if it had been killed after that evaluation, before the card: not logged twice.
+        (tmp_path / "stopped" / "card.json").write_text(json.dumps({**card, "status": "running"}))
+        train(stopped, resume=True)
+
+
 def test_a_seed_is_a_run(recipe: Any, tmp_path: Path) -> None:
     runs = [
         train(recipe("optim.steps=2", f"seed={s}", output=str(tmp_path / n))) for n, s in (("a", 1), ("b", 1), ("c", 2))
@@ -178,6 +215,17 @@ def test_conversations_and_gradient_checkpointing_train(recipe: Any, tmp_path: P
     result = train(recipe(f"data.train={path}", "optim.gradient_checkpointing=true", "optim.steps=3"))
     losses = [line["loss"] for line in lines(result.folder / "log.jsonl")]
     assert losses[-1] < losses[0]
+    assert json.loads((result.folder / "card.json").read_text())["data"]["template"] == "chat"  # though not asked for
+
+
+def test_conversations_among_instructions_need_the_chat_template(recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    turns = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
+    rows = [{"messages": turns}, {"instruction": "w3 w4", "output": "w5"}, {"instruction": "w7", "output": "w6"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = recipe(f"data.train={path}", "optim.steps=1")
+    refused(mixed, DatasetError, "1 of 3 examples are conversations, the others instructions; set the template 'chat'")
+    train(mixed.changed("data.template=chat"))
 
 
 # What is refused -------------------------------------------------------------------------------------------------
@@ -244,6 +292,33 @@ def test_a_missing_library_is_named(recipe: Any) -> None:
     if importlib.util.find_spec("wandb") is not None:
         pytest.skip("wandb is installed here")
     refused(recipe('run.report_to=["wandb"]'), MissingExtraError, "asks for wandb, which is not installed: pip install")
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_and_loses_nothing_after(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = recipe("run.picture=true", "optim.steps=2")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+        refused(mine, MissingExtraError, "run.picture needs matplotlib: pip install")
+
+    def take_its_place(progress: Any) -> None:
+        (Path(mine.output) / "routing.svg").mkdir(exist_ok=True)
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        train(mine, progress=lambda p: take_its_place(p) if p.step == 2 else None)
+    assert json.loads((Path(mine.output) / "card.json").read_text())["status"] == "finished"
+    assert train(mine, resume=True).steps == 2
+
+
+def test_a_trained_model_loads_where_its_run_was_and_a_broken_adapter_is_named(recipe: Any) -> None:
+    run = train(recipe("optim.steps=1", "run.device=auto")).folder
+    model, _ = load_trained(run)
+    assert {p.device.type for p in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    file = run / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match="adapter: expected an adapter for"):
+        load_trained(run)
 
 
 def test_overlong_examples_are_said(recipe: Any) -> None:
