@@ -45,9 +45,7 @@ def test_examples_of_the_test_are_not_trained_on_and_counted(values: dict[str, A
 
 def test_they_are_refused_unless_asked_to_drop_them(values: dict[str, Any], tmp_path: Path) -> None:
     refusing = {**values, "test": {**values["test"], "overlap": "refuse"}}
-    with pytest.raises(
-        DatasetError, match="2 test examples are also among the training .* test.overlap to drop"
-    ):
+    with pytest.raises(DatasetError, match="2 test examples are also among the training .* test.overlap to drop"):
         compare_schedules(ComparisonRecipe.of(refusing), output=tmp_path / "out")
     with pytest.raises(RecipeError, match="overlap drop needs test data in a file"):
         ComparisonRecipe.of({**values, "test": {**values["test"], "data": "some/data"}})
