@@ -12,13 +12,23 @@ function choose() {
   return choosing.signal;
 }
 
-/** Say why an object is not taken: its numbers alone would make a schedule of another id than its own. */
-function refuseDocument(parsed) {
-  if (!Array.isArray(parsed.layers)) throw new Error("This JSON is not a list of numbers.");
-  throw new Error(
-    "An alphas document names a model, an analysis and each layer, which a list of numbers cannot: allocate it with "
-    + "“alphalloc allocate alphas.json”, or analyse the model here under “New analysis”.",
-  );
+/** The numbers of an alphas document, where a list can stand for its layers. */
+function fromDocument(parsed) {
+  const { layers } = parsed;
+  if (!Array.isArray(layers)) throw new Error("This JSON is neither a list of numbers nor an alphas document.");
+  if (layers.some((one, i) => one.layer !== i || one.stack)) {
+    throw new Error(
+      "The layers of this document are not 0, 1, 2 … of one stack, which a list of numbers cannot say: allocate it "
+      + "with “alphalloc allocate alphas.json”, or analyse the model here under “New analysis”.",
+    );
+  }
+  const bare = layers.filter((one) => typeof one.alpha !== "number");
+  if (bare.length) throw new Error(`Layer ${bare[0].layer} has no alpha.`);
+  return {
+    alphas: layers.map((one) => one.alpha),
+    labels: layers.map(layerLabel),
+    note: "its numbers alone: the schedule does not name the model, so its id is not that of “alphalloc allocate alphas.json”",
+  };
 }
 
 function layerLabel(one) {
@@ -37,7 +47,7 @@ function parsePasted(text) {
     } catch (error) {
       throw new Error(`Not valid JSON: ${error.message}`);
     }
-    if (!Array.isArray(parsed)) refuseDocument(parsed);
+    if (!Array.isArray(parsed)) return fromDocument(parsed);
     values = parsed;
   } else {
     values = trimmed.split(/[\s,;]+/).filter(Boolean).map((word) => {
@@ -55,7 +65,7 @@ function pasted() {
   note.textContent = "";
   try {
     source = parsePasted($("pasted").value);
-    if (source) note.textContent = `${source.alphas.length} layers`;
+    if (source) note.textContent = [`${source.alphas.length} layers`, source.note].filter(Boolean).join("; ");
   } catch (error) {
     note.textContent = error.message;
   }

@@ -337,17 +337,24 @@ def test_the_report_opens_in_an_origin_of_its_own(browser, server):
     watched.page.close()
 
 
-def test_an_alphas_document_is_not_taken_for_its_numbers(watched, analysed):
+def test_an_alphas_document_gives_its_numbers_where_a_list_can_stand_for_it(watched, analysed):
     page = watched.page
     alphas = next(iter(analysed.values()))
-    hold(page, "v1/allocations")
     paste(page, alphas.to_json())
-    assert page.inner_text("#pasted-note").startswith("An alphas document names a model, an analysis and each layer")
+    expect_bars(page, allocate(alphas.per_layer, 5 * len(alphas.layers)))
+    assert page.inner_text("#pasted-note").startswith(f"{len(alphas.layers)} layers; its numbers alone")
+    page.wait_for_timeout(300)  # the comparison's answer
+    hold(page, "v1/allocations")
+    later = json.loads(alphas.to_json())
+    for layer in later["layers"]:
+        layer["layer"] += 4
+    paste(page, json.dumps(later))
+    assert page.inner_text("#pasted-note").startswith("The layers of this document are not 0, 1, 2")
     settle(page)
     assert page.evaluate("window.sent") == 0
     assert page.inner_text("#totals") == "Give some alphas to see a schedule."
     paste(page, "{}")
-    assert page.inner_text("#pasted-note") == "This JSON is not a list of numbers."
+    assert page.inner_text("#pasted-note") == "This JSON is neither a list of numbers nor an alphas document."
 
 
 def test_pasted_alphas_outlast_an_analysis_under_way(watched, models):
