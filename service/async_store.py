@@ -23,7 +23,7 @@ from .store import AllocationRow, AllocationWriter, Store
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CACHE_BYTES = 64 * 2**20  # chosen here: about 13,000 schedules of 32 layers
+CACHE_BYTES = 32 * 2**20  # chosen here: about 6,000 schedules of 32 layers
 CACHED_ALPHAS = 8  # parsed analyses; one of 80 layers with histograms takes some 20 MB
 THREADS = 16  # that wait for the database; chosen here
 COMPUTING = 2  # threads that compute, so that the database's are never all taken by them; chosen here
