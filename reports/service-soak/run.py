@@ -309,7 +309,8 @@ def page(found: dict[str, Any]) -> str:
 {found["minutes"]:g} minutes of `alphalloc serve` (one process, SQLite, one worker) at {rate:.0f} requests a second
 (asked for: {RATE}) from {THREADS} connections, of a hundred: {mix}.
 A new analysis of a small model every {JOB_SECONDS} s. Before the clock starts {FILL} schedules fill the service's
-memory of documents four times over, so that every new one pushes out an old one and the holes that they leave are there.
+memory of documents four times over, so that every new one pushes out an old one and the holes that they leave are
+there.
 
 | | First sixth (median) | Last sixth | Growth | Most | Target met |
 | --- | --- | --- | --- | --- | --- |
