@@ -57,14 +57,16 @@ def measure(
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the ModelAlphas document in canonical JSON, and what the database keeps beside it."""
     import alphalloc
+    from alphalloc.checkpoint.hub import remember_branch
     from alphalloc.documents import canonical_json
 
     arguments = arguments_of(request, backend, ray_address)
     if settings.job_memory_bytes is not None:  # so that a matrix which is too large is named, and does not kill
         arguments["memory"] = max(settings.job_memory_bytes - INTERPRETER_BYTES, INTERPRETER_BYTES // 4)
-    asked = request["model"].get("revision")
+    asked, commit = request["model"].get("revision"), None
     if "id" in request["model"]:  # what is read is the commit that was checked, though the branch may move meanwhile
-        arguments["revision"] = check_download(request["model"]["id"], asked, settings) or asked
+        commit = check_download(request["model"]["id"], asked, settings)
+        arguments["revision"] = commit or asked
 
     def progress(state: Any) -> None:
         tell(
@@ -82,6 +84,8 @@ def measure(
 
     # Histograms are what the report draws; they change no number.
     alphas = alphalloc.analyze(**arguments, histograms=True, progress=progress)
+    if commit is not None:
+        remember_branch(request["model"]["id"], asked or "main", commit)
     alphas = alphas.model_copy(update={"model": alphas.model.model_copy(update={"revision": asked})})
     found = {
         "model": alphas.model.model_dump(mode="json"),

@@ -123,9 +123,22 @@ def _download(model_id: str, revision: str) -> Snapshot:
 
     commit, names = listing(model_id, revision)
     files = wanted_files(model_id, commit, names)
-    # The branch name, not the commit, is passed on: this records it in the cache for later offline use.
-    folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=[glob.escape(f) for f in files]))
+    folder = Path(snapshot_download(model_id, revision=commit, allow_patterns=[glob.escape(f) for f in files]))
+    remember_branch(model_id, revision, commit)
     return Snapshot(folder, folder.name)
+
+
+def remember_branch(model_id: str, revision: str, commit: str) -> None:
+    """Record in the cache which commit a branch or tag was, as downloads by its name do: for later offline use."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if COMMIT.fullmatch(revision):
+        return
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model_id, repo_type="model")
+    reference = folder / "refs" / check_revision(revision)
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(commit)
 
 
 def wanted_files(model_id: str, commit: str, names: Iterable[str]) -> list[str]:
