@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 from running_service import RunningService
@@ -14,6 +15,14 @@ MIB = 2**20  # /readyz wants 64 MiB, so the disk has more
 
 def question(number: int) -> dict[str, object]:
     return {"source": {"alphas": [2.0, 2.5, 3.0]}, "budget": {"total": 3 + number}}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it; /readyz looks anew every few seconds only."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_full_disk_is_503_until_there_is_room(tmp_path):
@@ -40,13 +49,10 @@ def test_a_full_disk_is_503_until_there_is_room(tmp_path):
                     break
             assert set(refused) == {(503, "storage-unavailable", "5")}
             assert len(refused) == 20
-            assert service.request("GET", "/readyz")[0].status == 503
+            until(lambda: service.request("GET", "/readyz")[0].status == 503)
             assert {service.request("GET", f"/v1/allocations/{id}")[0].status for id in known} == {200}
             filler.unlink()
-            deadline = time.monotonic() + 30
-            while allocate(5000)[0].status not in (200, 201):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert service.request("GET", "/readyz")[0].status == 200
+            until(lambda: allocate(5000)[0].status in (200, 201))
+            until(lambda: service.request("GET", "/readyz")[0].status == 200)
             assert {service.request("GET", f"/v1/allocations/{id}")[0].status for id in known} == {200}
         assert "Traceback" not in service.log
