@@ -93,7 +93,7 @@ def test_parquet(client: TestClient, stored: ExpertSchedule, tmp_path: Any) -> N
 @pytest.mark.parametrize(
     ("query", "status", "code"),
     [
-        ("format=toml", 406, "not-acceptable"),
+        ("format=xml", 406, "not-acceptable"),
         ("r=0", 422, "invalid-request"),
         ("lora_alpha=nan", 422, "invalid-request"),
         ("target_modules=a b", 422, "invalid-request"),
