@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 LONG = bool(os.environ.get("ALPHALLOC_TEST_RELIABILITY"))
 SEEDS = (1, 2, 3) if LONG else (1,)
-EXAMPLES = 60 if LONG else 25
+EXAMPLES = 75 if LONG else 25
 
 
 def cases(report: str) -> int:
