@@ -299,6 +299,7 @@ def row(found: dict[str, Any], name: str) -> str:
 def page(found: dict[str, Any]) -> str:
     """Return README.md."""
     bad = {name: count for name, count in found["statuses"].items() if not name.rsplit(" ", 1)[1].startswith("2")}
+    later = growth(found["samples"][len(found["samples"]) // 2 :], "server_rss")["growth"]
     rows = "\n".join(row(found, name) for name in ("server_rss", "server_fds", "worker_rss", "worker_fds"))
     mix = ", ".join(f"{share} {kind}" for kind, share in MIX)
     jobs = ", ".join(f"{count} {state}" for state, count in found["jobs"].items())
@@ -318,6 +319,7 @@ there.
 
 Targets: resident memory grows by less than 5 %, descriptors stay within 2.
 
+- In the second half of the time alone the server grew by {100 * later:.1f} %.
 - {found["requests"]} requests, {sum(bad.values())} without a 2xx{f" ({bad})" if bad else ""}.
 - {found["connection_errors"]} broken connections; a client fell more than a second behind {found["late_starts"]} times.
 - Median {latency["p50"]:.1f} ms, 99th percentile {latency["p99"]:.0f} ms.
