@@ -87,10 +87,10 @@ def evaluate(
         model,
         tokenizer,
         examples,
-        mode=mode,  # type: ignore[arg-type]  # checked above, as are the next ones
-        template=worded,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]  # checked above
+        template=worded,  # type: ignore[arg-type]  # checked above
         options=None if choices is None else tuple(choice.strip() for choice in choices.split(",")),
-        normalisation=normalisation,  # type: ignore[arg-type]
+        normalisation=normalisation,  # type: ignore[arg-type]  # checked above
         pattern=pattern,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

@@ -122,7 +122,7 @@ def _require_matplotlib(recipe: Recipe) -> None:
     if not recipe.run.picture or recipe.adapter.method != "moe":
         return
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # only whether it is there
     except ImportError as exc:
         raise MissingExtraError(
             "run.picture needs matplotlib: pip install 'alphalloc[train]', or set run.picture to false"

@@ -82,7 +82,7 @@ def getting_in(service: Service, key: str) -> Tries:
         )
     )
     service.command("keys", "revoke", "reader")
-    time.sleep(4)
+    time.sleep(4)  # a key is remembered for three
     found.append(Try(topic, "the revoked key, four seconds later", "^401", service.ask("GET", "/v1/methods")))
     found.append(
         Try(
