@@ -23,9 +23,11 @@ test: .venv/.dev .venv/.debian ## everything CI runs beside `check`
 test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library versions in environments of their own
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
 
-test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 hostile requests: about an hour
+# The soak has the machine to itself, and remakes its report.
+test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 hostile requests, a soak: 1 h 45 min
 	$(PIP) atheris
 	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) -n 2 --dist loadfile --timeout 7200 tests/reliability tests/fuzz tests/service
+	$(BIN)/python reports/service-soak/run.py
 
 check: .venv/.dev ## format, lint, security, types; in CI the format is only compared
 	$(BIN)/ruff format $(if $(CI),--check) .
