@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alphalloc.allocation import Budget, ExpertSchedule, allocate
     from alphalloc.alphas import LayerAlpha, MatrixAlpha, ModelAlphas
-    from alphalloc.analysis import Progress, analyze
+    from alphalloc.analysis import Progress, SpectraCache, analyze
 
 _HOMES = {
     "analyze": "alphalloc.analysis",
     "Progress": "alphalloc.analysis",
+    "SpectraCache": "alphalloc.analysis",
     "ModelAlphas": "alphalloc.alphas",
     "LayerAlpha": "alphalloc.alphas",
     "MatrixAlpha": "alphalloc.alphas",
@@ -39,6 +40,7 @@ __all__ = [
     "MatrixAlpha",
     "ModelAlphas",
     "Progress",
+    "SpectraCache",
     "allocate",
     "analyze",
 ]

@@ -219,6 +219,10 @@ class Client:
         """Cancel an analysis and return how it stands."""
         return _state(self._request("POST", f"/v1/analyses/{id}/cancel").json())
 
+    def delete(self, id: str, *, purge: bool = False) -> None:
+        """Delete a finished analysis; with ``purge`` its measured spectra too, which needs a key of scope admin."""
+        self._request("DELETE", f"/v1/analyses/{id}", params={"purge": "true"} if purge else {})
+
     def methods(self) -> dict[str, Any]:
         """Return all that can be chosen by name: rules, roundings, estimators, presets, exports."""
         found: dict[str, Any] = self._request("GET", "/v1/methods").json()

@@ -76,6 +76,7 @@ def measure(
                 "total": state.total,
                 "name": state.name,
                 "cached": state.cached,
+                "device": state.device,
                 "seconds": state.seconds,
                 # One without an alpha may yet be filled: it is told at the end.
                 "layer": state.layer.model_dump(mode="json") if state.layer and state.layer.alpha is not None else None,
@@ -83,7 +84,8 @@ def measure(
         )
 
     # Histograms are what the report draws; they change no number.
-    alphas = alphalloc.analyze(**arguments, histograms=True, progress=progress)
+    cache = alphalloc.SpectraCache()
+    alphas = alphalloc.analyze(**arguments, cache=cache, histograms=True, progress=progress)
     if commit is not None:
         remember_branch(request["model"]["id"], asked or "main", commit)
     alphas = alphas.model_copy(update={"model": alphas.model.model_copy(update={"revision": asked})})
@@ -92,6 +94,7 @@ def measure(
         "summary": alphas.summary(),
         "total": len(alphas.matrices),
         "layers": [layer.model_dump(mode="json") for layer in alphas.layers],
+        "spectra": sorted(cache.used),
     }
     return canonical_json(alphas.model_dump(mode="json")).encode(), found
 

@@ -94,6 +94,7 @@ class Worker:
         self._counting = counting
         self._settings, self._store, self._folder = settings, store, folder
         self._backend, self._ray_address, self._stop = backend, ray_address, stop
+        self._last_purge = 0  # the first look sees all that are kept, so that a worker that was away misses none
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def run(self, *, once: bool = False) -> None:
@@ -106,6 +107,7 @@ class Worker:
                 if time.monotonic() >= next_prune:
                     self._prune()
                     next_prune = time.monotonic() + PRUNE_SECONDS
+                self._purge()
                 analysis = self._store.claim(
                     owner, self._settings.lease_seconds, max_attempts=self._settings.max_attempts
                 )
@@ -121,6 +123,15 @@ class Worker:
             else:
                 self._stop.wait(IDLE_SECONDS)
         logger.info("worker %s stopped", self._name)
+
+    def _purge(self) -> None:
+        """Delete this machine's spectra that were to go; those used since were measured anew."""
+        for purge in self._store.purges(self._last_purge):
+            from alphalloc import SpectraCache  # numpy and all, which a worker otherwise does without
+
+            gone = SpectraCache().discard(purge.spectra, used_before=purge.created_at)
+            logger.info("deleted %d spectra of a deleted analysis", gone)
+            self._last_purge = purge.seq
 
     def _prune(self) -> None:
         for what, seconds in (
@@ -246,7 +257,7 @@ class _Following:
         if self._counting and message["cached"]:
             metrics.cache_hit()
         elif self._counting:
-            metrics.matrix_done("cpu", message["seconds"] - self._seconds)
+            metrics.matrix_done(message["device"], message["seconds"] - self._seconds)
         self._seconds = message["seconds"]
 
     def look(self) -> bool:
@@ -307,6 +318,7 @@ def _succeed(store: Store, id: str, owner: str, message: dict[str, Any]) -> bool
         owner,
         "succeeded",
         result=message["document"],
+        spectra=message["spectra"],
         model=message["model"],
         summary=message["summary"],
         total=message["total"],

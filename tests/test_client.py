@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,28 @@ def test_a_model_is_analysed_and_the_answer_is_the_librarys(client: Client, mode
     assert client.allocate(analysis_id=states[-1].id, budget=20) == schedule
     sure = client.allocate(analysis_id=states[-1].id, budget=20, confidence=True)
     assert sure.confidence is not None
+
+
+def test_a_purged_analysis_leaves_no_spectra(models: Path, tmp_path: Path) -> None:
+    def spectra() -> int:
+        return len(list((tmp_path / "cache").rglob("*.esd")))
+
+    with (
+        RunningService(tmp_path, "--model-root", str(models), rate_limit="off") as service,
+        Client(service.url) as client,
+    ):
+        for purge in (False, True):
+            states: list[AnalysisState] = []
+            measured = client.analyze(str(models / "tiny"), progress=states.append)
+            client.delete(states[-1].id, purge=purge)
+            with pytest.raises(ServiceRefusedError, match="404 analysis-not-found"):
+                client.analysis(states[-1].id)
+            if not purge:
+                assert spectra() == len(measured.matrices)
+        until = time.monotonic() + 60
+        while spectra() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert spectra() == 0
 
 
 def test_a_failed_analysis_says_why(client: Client, models: Path) -> None:

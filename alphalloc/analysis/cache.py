@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -61,7 +62,8 @@ class CacheInfo:
 class SpectraCache:
     """A folder of spectra; ``get`` and ``put`` by weight matrix. ``warnings`` says what went wrong with the disk.
 
-    ``num_put`` counts what was stored; ``variant`` names what is kept when it is not the spectrum of the whole matrix.
+    ``num_put`` counts what was stored, ``used`` holds the keys of all that was stored or found; ``variant`` names what
+    is kept when it is not the spectrum of the whole matrix.
     """
 
     def __init__(
@@ -72,32 +74,50 @@ class SpectraCache:
         self.variant = variant
         self.warnings: list[str] = []
         self.num_put = 0
+        self.used: set[str] = set()
         self._file_digests: dict[str, str] = {}
 
     def get(self, matrix: WeightMatrix) -> ESD | None:
         """Return the stored spectrum, or None when there is none or the entry is damaged."""
-        path = self._entry(matrix)
-        if path is None:
+        key = self._key(matrix)
+        if key is None:
             return None
+        path = self._entry(key)
         try:
             spectrum = _decode(path.read_bytes())
         except (OSError, ValueError):
             return None
         with contextlib.suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(path)  # "used now": what prune goes by
+        self.used.add(key)
         return spectrum
 
     def holds(self, matrix: WeightMatrix) -> bool:
         """Return whether there is an entry; only ``get`` finds out whether it is damaged."""
-        path = self._entry(matrix)
-        return path is not None and path.is_file()
+        key = self._key(matrix)
+        return key is not None and self._entry(key).is_file()
 
     def put(self, matrix: WeightMatrix, spectrum: ESD) -> None:
         """Store the spectrum. A disk that refuses leaves the cache valid and adds one warning."""
-        path = self._entry(matrix)
-        if path is not None:
-            self._write(path, _encode(spectrum))
+        key = self._key(matrix)
+        if key is not None:
+            self._write(self._entry(key), _encode(spectrum))
             self.num_put += 1
+            self.used.add(key)
+
+    def discard(self, keys: Iterable[str], *, used_before: float = math.inf) -> int:
+        """Delete the spectra of these keys, as ``used`` had them, and return how many there were.
+
+        Those used since ``used_before`` (Unix seconds) stay; what is no key has no spectrum.
+        """
+        gone = 0
+        for key in filter(_SHA256.fullmatch, keys):
+            path = self._entry(key)
+            with contextlib.suppress(OSError):  # there is none, or another process was first
+                if path.stat().st_mtime < used_before:
+                    path.unlink()
+                    gone += 1
+        return gone
 
     def digest_files(self, matrices: tuple[WeightMatrix, ...]) -> None:
         """Hash the files the matrices lie in (or recall their hashes), before worker threads need them.
@@ -151,15 +171,17 @@ class SpectraCache:
                 status = path.stat()
                 yield path, status.st_size, status.st_mtime_ns
 
-    def _entry(self, matrix: WeightMatrix) -> Path | None:
+    def _entry(self, key: str) -> Path:
+        return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
+
+    def _key(self, matrix: WeightMatrix) -> str | None:
         digest = self._file_digests.get(matrix.source)
         if digest is None:  # weights in memory have no content address
             return None
         # the recipe is what config.json, which the digest leaves out, decides about the values
         made = (TRANSFORM_VERSION, self.variant, numerics(matrix.shape), matrix.recipe)
         parts = (digest, matrix.name, matrix.shape, *made)
-        key = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return self.folder / "spectra" / key[:2] / f"{key[2:]}.esd"
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _file_digest(self, path: Path) -> str:
         real = path.resolve()

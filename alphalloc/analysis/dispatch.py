@@ -17,7 +17,7 @@ from alphalloc.analysis.measure import How, Measured, measure
 from alphalloc.analysis.on_ray import measure_batch_there, measure_there, refuse_memory
 from alphalloc.analysis.plan import Plan, matrix_bytes, task_bytes
 from alphalloc.analysis.progress import Meter, Progress
-from alphalloc.analysis.where import Precision, Where, torch_release
+from alphalloc.analysis.where import Where, torch_release
 from alphalloc.backends import run_local
 from alphalloc.backends.batched import CPU_BYTES, READER_THREADS, BatchedResult, run_batched
 from alphalloc.backends.local import available_cores
@@ -76,7 +76,7 @@ def measure_all(
             if store is not None and found.spectrum is not None and alike:
                 store.put(matrix, found.spectrum)
             if progress is not None:
-                progress(meter.step(position, found.alpha, cached=found.cached))
+                progress(meter.step(position, found.alpha, cached=found.cached, device=found.device))
     if store is not None and store.num_put:
         store.prune()
     return tuple(result for result in results if result is not None), tuple(notes)
@@ -149,7 +149,7 @@ def _batched(job: Job, positions: Sequence[int]) -> Answers:
             )
             for done, result in results:
                 position = together[done]
-                pending[pool.submit(_finish, how, where.precision, job.matrices[position], result)] = position
+                pending[pool.submit(_finish, how, where, job.matrices[position], result)] = position
                 for future in [future for future in pending if future.done()]:
                     yield pending.pop(future), future.result()
             for future in as_completed(list(pending)):
@@ -158,8 +158,9 @@ def _batched(job: Job, positions: Sequence[int]) -> Answers:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _finish(how: How, precision: Precision, matrix: WeightMatrix, result: BatchedResult) -> Measured:
-    return Measured(how.alpha_of_batch(matrix, result, precision), result.spectrum, notes=result.notes)
+def _finish(how: How, where: Where, matrix: WeightMatrix, result: BatchedResult) -> Measured:
+    alpha = how.alpha_of_batch(matrix, result, where.precision)
+    return Measured(alpha, result.spectrum, device=where.device_type, notes=result.notes)
 
 
 def _on_ray(job: Job, positions: Sequence[int]) -> Answers:

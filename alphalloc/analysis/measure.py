@@ -80,14 +80,15 @@ class How:
 class Measured:
     """What a worker answers: the alpha, and the spectrum it came from where it is to be kept.
 
-    ``cached``: it came from the cache. ``numerics``: releases and BLAS kernels of the machine that made it, torch's
-    release alone for one made on a card (empty where it was this process). ``notes``: what went another way than
-    planned.
+    ``cached``: it came from the cache. ``device``: what computed it, "cpu" or "cuda". ``numerics``: releases and BLAS
+    kernels of the machine that made it, torch's release alone for one made on a card (empty where it was this process).
+    ``notes``: what went another way than planned.
     """
 
     alpha: MatrixAlpha
     spectrum: ESD | None
     cached: bool = False
+    device: str = "cpu"
     numerics: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

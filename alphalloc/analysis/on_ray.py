@@ -52,9 +52,8 @@ def measure_batch_there(
         here, estimator=how.estimator, hill_fraction=how.fraction, device=device, precision=precision
     ):
         alpha = how.alpha_of_batch(batch[position], result, precision)
-        found[position] = Measured(
-            alpha, result.spectrum if keep else None, numerics=(torch_release(),), notes=result.notes
-        )
+        spectrum = result.spectrum if keep else None
+        found[position] = Measured(alpha, spectrum, device=device, numerics=(torch_release(),), notes=result.notes)
     return [one for one in found if one is not None]
 
 

@@ -15,7 +15,8 @@ from alphalloc.checkpoint.matrices import WeightMatrix
 class Progress:
     """State after one finished matrix: matrices and bytes of the checkpoint done and in all, and its tensor name.
 
-    ``cached``: this spectrum came from the cache; ``num_cached``: so many did until now. ``seconds`` since the start.
+    ``cached``: this spectrum came from the cache; ``num_cached``: so many did until now. ``device``: what computed it,
+    "cpu" or "cuda". ``seconds`` since the start.
     ``bytes_per_second`` counts what was read from the weights alone (0 before the first). ``seconds_left``: by the
     pace of the work done so far, as if nothing more came from the cache; None before the first computed matrix.
     ``layer``: the layer that this matrix completed, as it stands in the result unless missing alphas are filled there.
@@ -32,6 +33,7 @@ class Progress:
     bytes_per_second: float = 0.0
     seconds_left: float | None = None
     layer: LayerAlpha | None = None
+    device: str = "cpu"
 
 
 class Meter:
@@ -48,7 +50,7 @@ class Meter:
             if matrix.layer >= 0:
                 self._blocks[matrix.stack, matrix.layer][position] = None
 
-    def step(self, position: int, alpha: MatrixAlpha | None, *, cached: bool) -> Progress:
+    def step(self, position: int, alpha: MatrixAlpha | None, *, cached: bool, device: str = "cpu") -> Progress:
         """Return the state after the matrix at ``position``; ``alpha``: what is known of it, None to tell no layers."""
         matrix = self._matrices[position]
         seconds = time.monotonic() - self.started
@@ -77,6 +79,7 @@ class Meter:
             self.bytes_fresh / seconds if seconds > 0 else 0.0,
             left,
             None if alpha is None else self._completed(position, alpha),
+            device,
         )
 
     def _completed(self, position: int, alpha: MatrixAlpha) -> LayerAlpha | None:

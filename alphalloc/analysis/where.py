@@ -34,11 +34,16 @@ class Where:
     notes: tuple[str, ...] = ()
 
     @property
+    def device_type(self) -> str:
+        """What kind of device it is: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+    @property
     def variant(self) -> str:
         """What tells spectra made here from those of the local backend: last digits, nothing more. "" for none."""
         if self.backend == "local" or (self.backend == "ray" and self.device == "cpu"):
             return ""
-        return f"batched {self.device.partition(':')[0]} {torch_release()}"
+        return f"batched {self.device_type} {torch_release()}"
 
     def settings(self) -> dict[str, Any]:
         """Return what an alphas document says about it: nothing but a precision that is not the full one."""

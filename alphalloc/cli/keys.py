@@ -27,7 +27,7 @@ Scopes = Annotated[
     typer.Option(
         "--scope",
         metavar="SCOPE",
-        help="read (see), write (analyse and allocate too) or admin (all there is).  [default: write]",
+        help="read (see), write (analyse and allocate too) or admin (purge too).  [default: write]",
     ),
 ]
 Database = Annotated[

@@ -14,7 +14,7 @@ from ..conventions import decode_cursor, encode_cursor, unchanged, wait_seconds
 from ..problems import ProblemError, Responses, responses
 from ..questions import submit
 from ..schemas import ANALYSIS_ID, AnalysisRequest
-from ..security import require
+from ..security import caller_of, check_scope, require
 from ..store import Analysis
 from ..views import answer, as_json, etag_of
 from ..waiting import until
@@ -116,10 +116,20 @@ async def cancel_analysis(id: AnalysisId, request: Request) -> Response:
     dependencies=WRITE,
     responses=responses(404, 409, 422, 503),
 )
-async def delete_analysis(id: AnalysisId, request: Request) -> Response:
-    """Delete a finished analysis with its result. Schedules made from it and measured spectra are kept."""
+async def delete_analysis(
+    id: AnalysisId,
+    request: Request,
+    purge: Annotated[bool, Query(description="delete the measured spectra too; needs a key of scope admin")] = False,
+) -> Response:
+    """Delete a finished analysis with its result. Schedules made from it are kept.
+
+    Measured spectra are kept too, since other analyses of these weights go by them, unless `purge=true`: then every
+    worker deletes those that its machine has, before its next analysis at the latest.
+    """
+    if purge:
+        check_scope(caller_of(request), "admin")
     store: AsyncStore = request.app.state.store
-    if not await store.run(store.sync.delete_analysis, id):
+    if not await store.run(store.sync.delete_analysis, id, purge=purge):
         analysis = found(id, await store.run(store.sync.analysis, id))
         raise ProblemError(409, "still-running", f"the analysis is {analysis.status}; cancel it first")
     store.forget_alphas(id)

@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, 
 from alphalloc.documents import canonical_json
 
 from .database import insert, insert_or_skip
-from .rows import FINAL, Analysis, Event, IdempotencyConflictError, LayerEvent, QueueFullError, Submitted
-from .tables import analyses, events, idempotency, results
+from .rows import FINAL, Analysis, Event, IdempotencyConflictError, LayerEvent, Purge, QueueFullError, Submitted
+from .tables import analyses, events, idempotency, purges, results
 
 TRIES = 5  # of finding or making a row while others end theirs; each round needs another such coincidence
 Now = ColumnElement[float]
@@ -210,7 +210,20 @@ def result(connection: Connection, id: str) -> bytes | None:
     return None if found is None else bytes(found)
 
 
-def delete_finished(connection: Connection, id: str) -> bool:
-    """Delete the analysis if it is finished, with its result and events."""
+def delete_finished(connection: Connection, now: Now, id: str, *, purge: bool) -> bool:
+    """Delete the analysis if it is finished, with its result and events; see ``Store.delete_analysis``."""
+    if purge:
+        known = and_(results.c.analysis_id == id, results.c.spectra.is_not(None))
+        connection.execute(
+            insert(connection, purges).from_select(
+                ["spectra", "created_at"], select(results.c.spectra, now).where(known)
+            )
+        )
     gone = delete(analyses).where(analyses.c.id == id, analyses.c.status.in_(FINAL))
     return connection.execute(gone.returning(analyses.c.seq)).first() is not None
+
+
+def purges_after(connection: Connection, seq: int) -> list[Purge]:
+    """Return what was purged later than ``seq``, in order."""
+    later = select(purges).where(purges.c.seq > seq).order_by(purges.c.seq)
+    return [Purge(row.seq, tuple(json.loads(row.spectra)), row.created_at) for row in connection.execute(later)]

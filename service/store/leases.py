@@ -7,6 +7,8 @@ next claim gives it to another. Every write of an owner needs the lease (``owner
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, update
@@ -106,6 +108,7 @@ def finish(
     status: str,
     *,
     result: bytes | None,
+    spectra: Sequence[str] | None,
     layers: list[LayerEvent],
     total: int | None,
     **values: Any,
@@ -120,8 +123,8 @@ def finish(
     if total is not None:
         progress(connection, id, owner, total, total, "", layers)
     if result is not None:
-        document = insert(connection, results).values(analysis_id=id, document=result)
-        connection.execute(document)
+        keys = None if spectra is None else json.dumps(list(spectra))
+        connection.execute(insert(connection, results).values(analysis_id=id, document=result, spectra=keys))
     rows.end(connection, now, id, status, **values)
     return True
 

@@ -15,7 +15,7 @@ from alphalloc.errors import StorageError
 from .database import WAIT_SECONDS, Database, parse_url, sqlite_path, storage_errors
 from .tables import metadata
 
-HEAD = "0001"  # the newest file of migrations/versions
+HEAD = "0002"  # the newest file of migrations/versions
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK = 0x616C7068  # any number that no one else locks in this database
 

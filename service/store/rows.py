@@ -84,6 +84,15 @@ class LayerEvent:
 
 
 @dataclass(frozen=True)
+class Purge:
+    """Keys of spectra that were to be deleted at ``created_at``; ``seq`` grows."""
+
+    seq: int
+    spectra: tuple[str, ...]
+    created_at: float
+
+
+@dataclass(frozen=True)
 class AllocationRow:
     """One schedule: ``document`` as it is answered, ``request`` as it was asked. The store sets ``created_at``."""
 

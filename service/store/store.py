@@ -10,7 +10,7 @@ from alphalloc.errors import StorageError
 from . import analyses, leases, records, tables, upkeep
 from .database import Database, parse_url, sqlite_path
 from .migrate import require_current
-from .rows import MAX_ATTEMPTS, AllocationRow, Analysis, Event, Key, LayerEvent, Submitted
+from .rows import MAX_ATTEMPTS, AllocationRow, Analysis, Event, Key, LayerEvent, Purge, Submitted
 
 
 class Store:
@@ -131,12 +131,15 @@ class Store:
         with self._database.writing() as connection:
             return analyses.request_cancel(connection, self._database.now(), id)
 
-    def delete_analysis(self, id: str) -> bool:
-        """Delete a finished analysis with its result and events; False when there is none that is finished."""
+    def delete_analysis(self, id: str, *, purge: bool = False) -> bool:
+        """Delete a finished analysis with its result and events; False when there is none that is finished.
+
+        ``purge``: the spectra that it was made of are to be deleted too, by the workers that have them.
+        """
         if not analyses.storable(id):
             return False
         with self._database.writing() as connection:
-            return analyses.delete_finished(connection, id)
+            return analyses.delete_finished(connection, self._database.now(), id, purge=purge)
 
     def events(self, id: str, after: int = 0) -> list[Event]:
         """Return the events with a larger ``seq`` than ``after``, in order."""
@@ -203,6 +206,7 @@ class Store:
         status: Literal["succeeded", "failed", "cancelled"],
         *,
         result: bytes | None = None,
+        spectra: Sequence[str] | None = None,
         model: dict[str, Any] | None = None,
         summary: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
@@ -211,7 +215,8 @@ class Store:
     ) -> bool:
         """End the analysis; one that was to be cancelled ends as cancelled, whatever its worker says.
 
-        ``total`` of a succeeded one: its matrices, all of them done; ``layer_events``: those not told before.
+        ``total`` of a succeeded one: its matrices, all of them done; ``layer_events``: those not told before;
+        ``spectra``: the keys of the spectra that ``result`` was made of.
         """
         with self._database.writing() as connection:
             return leases.finish(
@@ -221,6 +226,7 @@ class Store:
                 owner,
                 status,
                 result=result,
+                spectra=spectra,
                 layers=list(layer_events),
                 total=total,
                 model=model,
@@ -232,6 +238,11 @@ class Store:
         """Put the analysis back into the queue; ``count_attempt=False`` when it was not the analysis's fault."""
         with self._database.writing() as connection:
             return leases.release(connection, self._database.now(), id, owner, count_attempt=count_attempt)
+
+    def purges(self, after: int = 0) -> list[Purge]:
+        """Return which spectra were to be deleted, those with a larger ``seq`` than ``after``, in order."""
+        with self._database.reading() as connection:
+            return analyses.purges_after(connection, after)
 
     # -- allocations
 

@@ -77,6 +77,17 @@ results = Table(
     metadata,
     Column("analysis_id", Text, ForeignKey(analyses.c.id, ondelete="CASCADE"), primary_key=True),
     Column("document", LargeBinary, nullable=False),
+    Column("spectra", Text),  # keys of the spectra that it was made of; NULL when they are not known
+)
+
+# Spectra that were to be deleted: read by every worker, each deletes what its own machine has.
+purges = Table(
+    "purges",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("spectra", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    sqlite_autoincrement=True,  # workers ask for what is newer than the last they saw
 )
 
 idempotency = Table(

@@ -9,10 +9,11 @@ from sqlalchemy import Connection, and_, delete, func, or_, select, text
 from .analyses import Now
 from .database import insert
 from .rows import FINAL
-from .tables import allocations, analyses, idempotency, pings, results
+from .tables import allocations, analyses, idempotency, pings, purges, results
 
 BATCH = 500  # rows of one transaction, so that others need not wait long
 IDEMPOTENCY_SECONDS = 24 * 3600.0  # Stripe's: keys are remembered for at least a day
+PURGE_SECONDS = 90 * 24 * 3600.0  # for which a worker may be away and still hear of a purge; chosen here
 
 
 def ping(connection: Connection, now: Now) -> None:
@@ -54,8 +55,9 @@ def check(connection: Connection) -> list[str]:
 def prune_batch(
     connection: Connection, now: Now, older_than_seconds: float, what: Literal["analyses", "allocations"]
 ) -> int:
-    """Delete up to BATCH rows that are older, and forgotten Idempotency-Keys; return how many rows went."""
+    """Delete up to BATCH rows that are older, forgotten Idempotency-Keys and old purges; return how many rows went."""
     connection.execute(delete(idempotency).where(idempotency.c.created_at < now - IDEMPOTENCY_SECONDS))
+    connection.execute(delete(purges).where(purges.c.created_at < now - PURGE_SECONDS))
     if what == "analyses":
         old = and_(analyses.c.status.in_(FINAL), analyses.c.finished_at < now - older_than_seconds)
         key, table = analyses.c.seq, analyses

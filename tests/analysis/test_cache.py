@@ -164,6 +164,31 @@ def test_prune_drops_what_was_used_longest_ago(weights, tmp_path):
     assert list((tmp_path / "cache" / "files").glob("*.json")) == []
 
 
+def test_discard_deletes_what_was_used_and_nothing_else(weights, tmp_path):
+    folder = tmp_path / "cache"
+    store, _ = filled(folder, weights)
+    others, _ = filled(folder, write_weights(tmp_path / "other.safetensors", layers=2, seed=1))
+    assert (len(store.used), len(others.used), len(entries(folder))) == (4, 2, 6)
+    reader = SpectraCache(folder)
+    alphalloc.analyze(weights, cache=reader)
+    assert reader.used == store.used  # found counts as used
+    aside = tmp_path / "aside.esd"
+    aside.touch()
+    assert store.discard(["../../aside", "", "0" * 64, *store.used]) == 4
+    assert aside.exists()
+    assert {path.parent.name + path.stem for path in entries(folder)} == others.used
+    assert store.discard(store.used) == 0
+
+
+def test_discard_spares_what_was_used_since(weights, tmp_path):
+    folder = tmp_path / "cache"
+    store, _ = filled(folder, weights)
+    for path in entries(folder)[:3]:
+        os.utime(path, (100.0, 100.0))
+    assert store.discard(store.used, used_before=101.0) == 3
+    assert len(entries(folder)) == 1
+
+
 def test_analyze_keeps_the_bound(weights, tmp_path, monkeypatch):
     alphas = alphalloc.analyze(weights, cache=tmp_path / "cache")
     monkeypatch.setattr(SpectraCache.__init__, "__kwdefaults__", {"max_bytes": 700, "variant": ""})

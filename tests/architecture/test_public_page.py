@@ -15,6 +15,7 @@ PAGE = [
     "MatrixAlpha",
     "ModelAlphas",
     "Progress",
+    "SpectraCache",
     "allocate",
     "analyze",
 ]

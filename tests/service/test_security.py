@@ -117,6 +117,10 @@ def test_scopes_decide_what_may_be_done(client: Client, store: Store) -> None:
     assert service.post("/v1/allocations", json=QUESTION, headers=writing).status_code == 201
     schedule = service.post("/v1/allocations", json=QUESTION, headers=writing).json()
     assert service.post("/v1/schedules/validate", json=schedule, headers=reading).status_code == 200
+    refused = service.delete(f"{ANALYSIS}?purge=true", headers=writing)
+    assert code(refused) == (403, "insufficient-scope")
+    assert 'scope="admin"' in refused.headers["www-authenticate"]
+    assert code(service.delete(f"{ANALYSIS}?purge=true", headers=key(store, "admin"))) == (404, "analysis-not-found")
 
 
 def test_a_schedule_is_for_shared_caches_only_where_there_are_no_keys(client: Client, store: Store) -> None:

@@ -7,9 +7,11 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -44,6 +46,36 @@ def test_the_head_named_in_the_code_is_the_newest_migration():
     assert {path.stem for path in (MIGRATIONS / "versions").glob("v*.py")} == {
         f"v{script.revision}" for script in ScriptDirectory.from_config(config).walk_revisions()
     }
+
+
+def test_what_the_first_schema_held_is_there_after_the_upgrade(empty, monkeypatch):
+    monkeypatch.setattr(command, "upgrade", partial(_upgrade_to, command.upgrade, "0001"))
+    upgrade(empty)
+    with pytest.raises(StorageError, match="is at schema 0001, not at .*; run: alphalloc db upgrade"):
+        Store.open(empty)
+    database = Database.open(empty)
+    with database.writing() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO analyses (id, version, status, request, content_key, active_key, model_name, done, total,"
+                " attempt, cancel_requested, created_at, finished_at, priority)"
+                " VALUES ('an_1', 1, 'succeeded', '{}', 'a', 'a', 'm', 1, 1, 1, :no, 1.0, 2.0, 0)"
+            ),
+            {"no": False},
+        )
+        connection.execute(text("INSERT INTO results VALUES ('an_1', :document)"), {"document": b"{}"})
+    database.dispose()
+    monkeypatch.undo()
+    upgrade(empty)
+    store = Store.open(empty)
+    assert (store.analysis("an_1").status, store.result("an_1")) == ("succeeded", b"{}")
+    assert store.delete_analysis("an_1", purge=True)  # its spectra are not known: nothing is told to go
+    assert store.purges() == []
+    store.close()
+
+
+def _upgrade_to(upgrade, revision, config, _):
+    upgrade(config, revision)
 
 
 def test_two_processes_may_upgrade_at_once_and_again(empty):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -317,6 +318,40 @@ def test_the_command_works_until_nothing_waits(url, store, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert store.result(id) == undisturbed(model)
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_purge_reaches_the_spectra_of_every_machine(kind, tmp_path):
+    url = new_url(kind, tmp_path)
+    store = Store.open(url)
+    ids = []
+    for number, content in enumerate("ab"):
+        model = write_model(tmp_path / f"{content}.safetensors", number, matrices=3, shape=(60, 90))
+        ids.append(store.submit(content, request_for(model)).analysis.id)
+    work_off(url)
+    here, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    shutil.copytree(here, elsewhere)
+
+    def spectra(folder):
+        return {path.name for path in folder.rglob("*.esd")}
+
+    assert len(spectra(here)) == 6
+    assert store.delete_analysis(ids[0], purge=True)
+    work_off(url)
+    left = spectra(here)
+    assert len(left) == 3
+    assert len(spectra(elsewhere)) == 6
+    command = [sys.executable, "-m", "alphalloc", "worker", "--once"]
+    subprocess.run(
+        command, env={**os.environ, "ALPHALLOC_DATABASE_URL": url, "XDG_CACHE_HOME": str(elsewhere)}, check=True
+    )
+    assert spectra(elsewhere) == left
+    again = store.submit("a", request_for(tmp_path / "a.safetensors")).analysis.id
+    work_off(url)  # sees the purge once more, as a new worker does, and measures anew
+    work_off(url)
+    assert store.analysis(again).status == "succeeded"
+    assert len(spectra(here)) == 6
+    store.close()
 
 
 def test_old_rows_go_by_the_retention(url, store, tmp_path):
