@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from alphalloc.errors import AlphallocError
 
@@ -21,6 +21,8 @@ from .settings import Settings
 MIN_FREE_BYTES = 64 * 2**20  # chosen here: below it the database's log may not grow through one busy minute
 CHECK_SECONDS = 3.0  # chosen here: below the period of the usual probes
 REUSE_SECONDS = 1.0  # a probe a second is enough; a flood of them must not write to the database each time
+
+CheckName = Literal["database", "disk", "queue"]
 
 
 class Probed(Protocol):
@@ -37,7 +39,7 @@ class Probed(Protocol):
 class Check:
     """One thing that has to hold; ``detail`` says what was found."""
 
-    name: str
+    name: CheckName
     ok: bool
     detail: str
 
@@ -59,7 +61,7 @@ class Readiness:
                 self._last = (time.monotonic(), found)
             return found
 
-    def _all(self) -> dict[str, Callable[[], Check]]:
+    def _all(self) -> dict[CheckName, Callable[[], Check]]:
         return {"database": self._database, "disk": self._disk, "queue": self._queue}
 
     def _database(self) -> Check:
@@ -86,7 +88,7 @@ def database_folder(url: str) -> Path:
     return folder
 
 
-async def _in_time(name: str, check: Callable[[], Check]) -> Check:
+async def _in_time(name: CheckName, check: Callable[[], Check]) -> Check:
     try:
         return await asyncio.wait_for(asyncio.to_thread(check), CHECK_SECONDS)
     except TimeoutError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from alphalloc.documents import package_version
 
 from ..answers import Health, Info, Limits, ReadyAnswer
 from ..conventions import MAX_WAIT_SECONDS, RETRY_SECONDS
 from ..problems import FieldProblem, problem, responses
+from ..readiness import CheckName
 from ..security import require
 from ..settings import MAX_EXPERTS, MAX_LAYERS, Settings
 
@@ -21,11 +24,19 @@ async def health() -> Health:
     return Health(status="ok", version=package_version())
 
 
-@router.get("/readyz", summary="Can it take work?", response_model=ReadyAnswer, responses=responses(503))
-async def ready(request: Request) -> Response:
-    """Answer 200 when the database takes writes, the disk has room and the queue is not full; else 503 with reasons."""
+@router.get("/readyz", summary="Can it take work?", response_model=ReadyAnswer, responses=responses(422, 503))
+async def ready(
+    request: Request,
+    exclude: Annotated[list[CheckName] | None, Query(description="checks that are told and do not decide")] = None,
+) -> Response:
+    """Answer 200 when the database takes writes, the disk has room and the queue is not full; else 503 with reasons.
+
+    What decides whether requests come here should leave out the queue (`?exclude=queue`): when it is full everything
+    but new analyses is still answered.
+    """
     checks = await request.app.state.readiness.checks()
-    failed = [FieldProblem(pointer=f"/{check.name}", detail=check.detail) for check in checks if not check.ok]
+    refusing = [check for check in checks if not check.ok and check.name not in (exclude or ())]
+    failed = [FieldProblem(pointer=f"/{check.name}", detail=check.detail) for check in refusing]
     if failed:
         detail = "; ".join(f"{fault.pointer[1:]}: {fault.detail}" for fault in failed)
         return problem(request, 503, "not-ready", detail, fields=failed, headers={"Retry-After": str(RETRY_SECONDS)})

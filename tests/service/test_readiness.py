@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import time
 from pathlib import Path
@@ -47,6 +48,19 @@ def test_a_full_queue_is_a_reason(settings: Settings, store: Store) -> None:
     answer = TestClient(create_app(settings, store), base_url="http://127.0.0.1").get("/readyz")
     assert answer.status_code == 503
     assert "2 of 2 wait" in answer.text
+
+
+def test_a_full_queue_does_not_close_the_service_to_requests_that_need_none(settings: Settings, store: Store) -> None:
+    for name in "ab":
+        store.submit(name, {"model": {"id": name}}, max_queued=2)
+    client = TestClient(create_app(settings, store), base_url="http://127.0.0.1")
+    answer = client.get("/readyz?exclude=queue")
+    assert answer.status_code == 200
+    assert answer.json()["checks"]["queue"] == "2 of 2 wait"
+    assert client.get("/readyz?exclude=disk").status_code == 503
+    assert client.get("/readyz?exclude=everything").status_code == 422
+    deployed = (Path(__file__).parents[2] / "deploy" / "kubernetes.yaml").read_text()
+    assert re.findall(r"readinessProbe:\n\s+httpGet: \{path: \"(.*?)\"", deployed) == ["/readyz?exclude=queue"]
 
 
 def test_a_full_disk_is_a_reason(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
