@@ -23,10 +23,13 @@ test: .venv/.dev .venv/.debian ## everything CI runs beside `check`
 test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library versions in environments of their own
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
 
-# The soak has the machine to itself, and remakes its report.
-test-reliability: .venv/.dev .venv/.debian ## kills, full disks, faults, 10,000 hostile requests, a soak: 1 h 45 min
-	$(PIP) atheris
+# The attacks and the soak have the machine to themselves and remake their reports.
+test-reliability: .venv/.dev .venv/.debian sbom ## kills, full disks, faults, 10,000 hostile requests, attacks, a soak: 1 h 45 min
+	tests/support/debian_packages.sh fiu-utils
+	$(BIN)/ruff check --select S .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive alphalloc service
 	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) -n 2 --dist loadfile --timeout 7200 tests/reliability tests/fuzz tests/service
+	$(BIN)/python reports/service-attack/run.py
 	$(BIN)/python reports/service-soak/run.py
 
 check: .venv/.dev ## format, lint, security, types; in CI the format is only compared
@@ -38,11 +41,20 @@ check: .venv/.dev ## format, lint, security, types; in CI the format is only com
 picture: demo ## remake the README's picture
 	@$(BIN)/alphalloc report demo/alphas.json demo/schedule.json --picture docs/smollm2.svg
 
-sbom: .venv/.dev ## bill of materials (CycloneDX) and licences of everything installed, in dist/
+# Of what the image for CPUs holds, not of what tests need: its extras, in an environment without anything else.
+IMAGE_EXTRAS = $(shell grep -o '\.\[[a-z,]*\]' Dockerfile | head -1)
+LICENCES := MIT;Apache;BSD;PSF;Python;ISC;MPL;Mozilla;LGPL;Lesser;Unlicense;HPND;0BSD
+sbom: ## bill of materials (CycloneDX) and licences of what the image holds, in dist/; fails on other licences
 	@mkdir -p dist
-	$(PIP) cyclonedx-bom pip-licenses
-	$(BIN)/cyclonedx-py environment .venv -o dist/sbom.json
-	$(BIN)/pip-licenses --format=markdown --output-file dist/licences.md
+	rm -rf build/image build/tools
+	$(PYTHON) -m venv build/image
+	build/image/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(IMAGE_EXTRAS)"
+	build/image/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(PYTHON) -m venv build/tools  # apart: what these need contradicts the constraints
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-licenses==5.5.5
+	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --validate -o dist/sbom.json build/image/bin/python
+	build/tools/bin/pip-licenses --python build/image/bin/python --format markdown --output-file dist/licences.md \
+	  --partial-match --allow-only "$(LICENCES)"
 
 wheel: .venv/.dev ## build dist/*.whl
 	$(BIN)/python -m build --wheel --quiet

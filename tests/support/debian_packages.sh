@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # What the tests need beside Python packages: a PostgreSQL server and a browser. Installed where they are missing.
+# Arguments: further packages that have to be there.
 set -euo pipefail
 
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null || missing+=(postgresql)
 command -v chromium > /dev/null || missing+=(chromium)
+for package in "$@"; do
+  dpkg-query --show --showformat '${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing+=("$package")
+done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then

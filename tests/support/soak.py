@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +35,8 @@ SAMPLE_SECONDS = 10
 FILL = 24_000  # four times what the service keeps in memory: what replaces what has left its holes by then
 # Of a hundred requests: reading stored schedules, asking for known ones, new ones, lists, methods, health.
 MIX = (("get", 60), ("again", 15), ("new", 10), ("list", 5), ("methods", 5), ("health", 5))
-GROWTH, DESCRIPTORS = 0.05, 2  # the targets: less of resident memory, at most so many descriptors more or fewer
+# The targets: less growth of resident memory, at most so many descriptors more or fewer, a rate of requests a second.
+GROWTH, DESCRIPTORS, LEAST_RATE = 0.05, 2, 0.95 * RATE
 WATCHED = ("server_rss", "server_fds", "worker_rss", "worker_fds")
 
 
@@ -80,6 +82,31 @@ class SoakReport:
         found = self.growth(name)
         return found["growth"] < GROWTH if name.endswith("_rss") else abs(found["last"] - found["first"]) <= DESCRIPTORS
 
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return len(self.latencies) / (60 * (self.minutes + self.warm_up))
+
+    @property
+    def workers(self) -> set[float]:
+        """The process ids that the worker had; more than one when it was started again."""
+        return {sample["worker_pid"] for sample in self.samples if "worker_pid" in sample}
+
+    def wrong(self) -> list[str]:
+        """What should not be, targets aside."""
+        expected = 60 * (self.minutes + self.warm_up) // JOB_SECONDS - 2
+        checks = {
+            f"requests without a 2xx: {self.failed}": bool(self.failed),
+            f"broken connections: {self.errors[:3]}": bool(self.errors),
+            f"jobs: {dict(self.jobs)}, expected at least {expected:g}, all succeeded": (
+                set(self.jobs) != {"succeeded"} or self.jobs["succeeded"] < expected
+            ),
+            f"exit code {self.exit_code}": self.exit_code != 0,
+            f"{self.tracebacks} tracebacks in the log": self.tracebacks > 0,
+            f"{len(self.workers)} workers one after the other": len(self.workers) != 1,
+        }
+        return [what for what, is_so in checks.items() if is_so]
+
     def as_dict(self) -> dict[str, Any]:
         """The figures for a report: latencies as percentiles, samples last."""
         found = asdict(self)
@@ -92,7 +119,7 @@ class SoakReport:
             **found,
             "statuses": dict(sorted(self.statuses.items())),
             "requests": requests,
-            "requests_per_second": requests / (60 * (self.minutes + self.warm_up)),
+            "requests_per_second": self.rate,
             "latency_ms": percentiles,
             **{name: self.growth(name) for name in WATCHED},
             "samples": samples,
@@ -133,15 +160,12 @@ def soak(folder: Path, *, minutes: float, warm_up: float = 0.0, fill: int = FILL
         start = time.monotonic() + 60 * warm_up
         until = start + 60 * minutes
         ids: list[str] = []
-        threads = [
-            *(threading.Thread(target=visit, args=(at, service.port, paths, until, report)) for at in range(THREADS)),
-            threading.Thread(target=submit_jobs, args=(service.port, names, until, report, ids)),
-            threading.Thread(target=watch, args=(service.process.pid, start, until, report.samples)),
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(THREADS + 2) as pool:
+            running = [pool.submit(visit, at, service.port, paths, until, report) for at in range(THREADS)]
+            running.append(pool.submit(submit_jobs, service.port, names, until, report, ids))
+            running.append(pool.submit(watch, service.process.pid, start, until, report.samples))
+            for one in as_completed(running):
+                one.result()
         report.jobs = Counter(service.finished(id)["status"] for id in ids)
     report.exit_code = service.process.returncode
     report.tracebacks = service.log.count("Traceback")
@@ -170,21 +194,17 @@ def question(number: int) -> dict[str, Any]:
 
 def store_schedules(port: int, number: int) -> list[str]:
     """Store ``number`` schedules and return their paths."""
-    paths: list[list[str]] = [[] for _ in range(THREADS)]
 
-    def work(index: int) -> None:
-        client = Client(port)
+    def work(index: int) -> list[str]:
+        client, paths = Client(port), []
         for at in range(index, number, THREADS):
             status, content = client.request("POST", "/v1/allocations", question(at))
             assert status in (200, 201), content
-            paths[index].append("/v1/allocations/" + json.loads(content)["id"])
+            paths.append("/v1/allocations/" + json.loads(content)["id"])
+        return paths
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [path for group in paths for path in group]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [path for paths in pool.map(work, range(THREADS)) for path in paths]
 
 
 def visit(index: int, port: int, paths: Sequence[str], until: float, report: SoakReport) -> None:
@@ -242,7 +262,10 @@ def watch(pid: int, start: float, until: float, samples: list[dict[str, float]])
     """Take a sample every SAMPLE_SECONDS; its seconds count from ``start``."""
     while (now := time.monotonic()) < until:
         sample = {"seconds": round(now - start, 1)}
-        for name, process in (("server", pid), ("worker", worker_of(pid))):
+        worker = worker_of(pid)
+        if worker is not None:
+            sample["worker_pid"] = worker
+        for name, process in (("server", pid), ("worker", worker)):
             with suppress(OSError):
                 if process is not None:
                     sample[f"{name}_rss"], sample[f"{name}_fds"] = memory_of(process)
