@@ -15,9 +15,34 @@ from typing import Any, TextIO
 
 import structlog
 
-# API keys, hub tokens, what follows "Bearer", and the password of a URL.
-SECRET = re.compile(
-    r"alph_[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{8,}|(?<=[Bb]earer )[^\s\"',}]+|(?<=://)[^/@\s\"']*:[^/@\s\"']+(?=@)"
+# A value ends where its text does, in JSON too: at a quote, a space or a comma, some of which have a backslash there.
+_VALUE = r"""(?:\\[^"nrt]|[^\s"'&,;}\\])++"""
+_QUOTE = r"""\\?["']"""
+_NAMES = ("password", "passwd", "secret", "token", "signature", "credential", "api_key", "api-key", "apikey", "sig")
+# Of each pattern the first group is kept and the rest struck. It is tried on lines that hold one of its words (in small
+# letters) alone, as it is slow. What could be tried again over a long line is possessive or ends at the next beginning,
+# so that the time grows with the length and not faster.
+SECRETS = (
+    # API keys and hub tokens, by how they begin.
+    (
+        ("alph_", "hf_", "api_org_"),
+        re.compile(r"()(?:alph_[A-Za-z0-9_-]{8,}|(?:hf|api_org)_[A-Za-z0-9]{8,}|hf_(?:jwt|oauth)_[\w.-]+)"),
+    ),
+    # What follows the name of a scheme: Authorization: Bearer ..., Basic ...
+    (
+        ("bearer", "basic"),
+        re.compile(rf"(\b(?:bearer|basic)(?:\s|\\[nrt]|%20|\+)++){_VALUE}", re.IGNORECASE),
+    ),
+    # The password of a URL: up to the last @ of the word, as it may hold @ and / itself.
+    (("://",), re.compile(r"""(://[^\s/:@"']*+:)(?:(?!://)[^\s"'])+(?=@)""")),
+    # What has the name of a secret: ?password=..., PGPASSWORD=..., X-Amz-Signature=..., "token": "..."
+    (
+        _NAMES,
+        re.compile(
+            rf"((?:{'|'.join(_NAMES[:-1])}|(?<![a-z])sig)(?:(?:=|%3D)(?:{_QUOTE})?|{_QUOTE}\s*+:\s*+{_QUOTE})){_VALUE}",
+            re.IGNORECASE,
+        ),
+    ),
 )
 STRUCK = "***"
 _SHARED: list[Any] = [
@@ -29,15 +54,23 @@ _SHARED: list[Any] = [
 
 
 def strike_secrets(text: str) -> str:
-    """Return ``text`` with everything that looks like a key, token or password struck out."""
-    return SECRET.sub(STRUCK, text)
+    """Return ``text`` with everything that looks like a key, token, password or signature struck out."""
+    lowered = text.lower()
+    for words, pattern in SECRETS:
+        if any(word in lowered for word in words):
+            text = pattern.sub(rf"\1{STRUCK}", text)
+    return text
+
+
+def is_json(log_format: str, stream: TextIO) -> bool:
+    """Return whether lines of this format are JSON on ``stream``: with ``auto`` unless it is a terminal."""
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
 
 
 def configure(log_format: str = "auto", stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Send all logging to ``stream`` (stderr): ``json``, ``text``, or ``auto``, which is text on a terminal."""
     target = sys.stderr if stream is None else stream
-    as_json = log_format == "json" or (log_format == "auto" and not target.isatty())
-    if as_json:
+    if is_json(log_format, target):
         rendering: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
         rendering = [structlog.dev.ConsoleRenderer(colors=target.isatty())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,6 +84,59 @@ def test_no_secret_is_ever_written(secret: str, log_format: str) -> None:
     assert hidden not in text
 
 
+# What must be gone, and the text it came in.
+FORMS = [
+    ("hunter2", "Authorization: BEARER hunter2"),
+    ("hunter2", "bearer  hunter2"),
+    ("hunter2", "Bearer\thunter2"),
+    ("hunter2", "?authorization=Bearer%20hunter2"),
+    ("bWU6aHVudGVyMg", "Authorization: Basic bWU6aHVudGVyMg=="),
+    ("eyJh", "hf_jwt_eyJhbGciOi.eyJhdWQ.c2ln-natu_re"),
+    ("eyJh", "hf_oauth_eyJhbGciOi.eyJhdWQ.c2ln-natu_re"),
+    ("Abcdefgh", "api_org_AbcdefghIjkl"),
+    ("hunter2", "postgresql+psycopg://host/alphalloc?user=u&password=hunter2"),
+    ("hunter2", "postgresql+psycopg://u:hun/ter2/hunter2@host/alphalloc"),
+    ("hunter2", "postgresql+psycopg://u:hun@ter2@hunter2@host/alphalloc"),
+    ("hunter2", "postgresql+psycopg://:hunter2@host/alphalloc"),
+    ("hunter2", "http://host/a,postgresql://u:hunter2@host"),
+    ("hunter2", "PGPASSWORD=hunter2 alphalloc serve"),
+    ("hunter2", "host=db password='hunter2' dbname=x"),
+    ("hunter2", "{'HF_TOKEN': 'hunter2'}"),
+    ("ä/hunter2", "password=ä/hunter2"),
+    ("0af1", "https://cdn.example/f?X-Amz-Credential=0af1%2Fus&X-Amz-Signature=0af1&X-Amz-Security-Token=0af1"),
+    ("0af1", "https://cdn.example/f?Expires=1&Policy=eyJ&Signature=0af1~&Key-Pair-Id=K1"),
+    ("0af1", "https://cdn.example/f?X-Goog-Signature=0af1"),
+    ("0af1", "https://cdn.example/f?sv=1&sig=0af1"),
+]
+
+
+@pytest.mark.parametrize(("hidden", "text"), FORMS)
+def test_secrets_of_every_form_are_struck(hidden: str, text: str) -> None:
+    assert hidden not in logs.strike_secrets(text)
+    for log_format in ("json", "text"):
+        stream = io.StringIO()
+        logs.configure(log_format, stream)
+        logging.getLogger("anything").error('it said "%s"', text, extra={"nested": {"a": [text, f"'{text}'"]}})
+        assert hidden not in stream.getvalue()
+        if log_format == "json":
+            assert hidden not in str(lines(stream))  # and the line is still JSON
+
+
+HOSTILE = (
+    "://:", "://a:b", "://a:b@", "bearer ", "Basic\t", "password", "password=", "password=\\", '"token" : ', "=", "\\",
+    "alph_", "hf_jwt_", "hf_jwt_.", "%20",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_a_long_hostile_line_costs_no_more_than_its_length(piece: str) -> None:
+    """A megabyte takes tenths of a second; what grew with the square would take hours."""
+    for text in (piece * (2**20 // len(piece)), piece + " " * 2**20, piece + "@" * 2**20, piece + "x" * 2**20):
+        began = time.process_time()
+        logs.strike_secrets(text)
+        assert time.process_time() - began < 10
+
+
 def test_what_is_no_secret_stays() -> None:
     for text in (
         "al_0123456789abcdef",
@@ -90,6 +144,10 @@ def test_what_is_no_secret_stays() -> None:
         "https://host/a/b@main",
         "alpha 2.5 of hf_home",
         "an_12:34@x",
+        "alphalloc serves http://127.0.0.1:8000 (Ctrl-C stops it)",
+        "https://host:8080/org/model/resolve/main/config.json?download=true",
+        '{"key": "prometheus", "seconds": 0.1, "path": "/v1/analyses"}',
+        "pad_token_id, hf_hub_download and 4 tokens: basics",
     ):
         assert logs.strike_secrets(text) == text
 
