@@ -12,9 +12,10 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
-from alphalloc.errors import CheckpointError, UnsupportedCheckpointError
+from alphalloc.errors import CheckpointError, HubUnreachableError, UnsupportedCheckpointError
 
 from .settings import Settings
 
@@ -53,11 +54,13 @@ def _bound(which: int, value: int) -> None:
 def check_download(model_id: str, revision: str | None, settings: Settings) -> str | None:
     """Return the commit to analyse, after making sure that its weights fit the disk and ``job_download_bytes``.
 
-    To be called in the job's child, as it asks the hub. None when the hub cannot be asked: whether the cache holds the
-    model, or what is wrong, is then for the reader to say. What is counted are the files that the reader chooses, less
-    those in the cache. Raises UnsupportedCheckpointError beyond the limit, CheckpointError when the disk is too full
-    or the model turns out to go by a name that is not allowed, and what the reader raises when there is nothing to
-    choose.
+    To be called in the job's child, as it asks the hub. What is counted are the files that the reader chooses, less
+    those in the cache. None when the hub is not asked (HF_HUB_OFFLINE=1), and when it does not answer but the cache
+    holds all of the revision; the child then asks it no more, as nothing may be fetched that was not checked.
+
+    Raises UnsupportedCheckpointError beyond the limit and for weights whose size the hub does not tell, CheckpointError
+    when the disk is too full or the model turns out to go by a name that is not allowed, what the reader raises when
+    there is nothing to choose, and what it raises for an answer that is none (see ``hub.translated_errors``).
     """
     from huggingface_hub import HfApi, constants
 
@@ -67,18 +70,26 @@ def check_download(model_id: str, revision: str | None, settings: Settings) -> s
 
     if constants.HF_HUB_OFFLINE:
         return None
+    asked = hub.check_revision("main" if revision is None else revision)
     try:
-        info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=30)
-    except Exception:  # whatever it is, the reader meets it next and has the words for it
+        with hub.translated_errors(model_id, asked):
+            info = HfApi().model_info(model_id, revision=revision, files_metadata=True, timeout=hub.TIMEOUT_SECONDS)
+    except CheckpointError as exc:
+        readable = isinstance(exc, HubUnreachableError) or hub.COMMIT.fullmatch(asked)  # as in hub.fetch
+        if not readable or hub.cached_snapshot(model_id, asked) is None:
+            raise
+        constants.HF_HUB_OFFLINE = True
         return None
     if info.id != model_id and not is_allowed(info.id, settings):
         raise CheckpointError(f"{model_id}: the hub calls it {info.id}, which this service does not analyse")
     commit = str(info.sha)
+    if not hub.COMMIT.fullmatch(commit):
+        raise CheckpointError(f"{model_id}: the hub named no commit for revision {asked!r}")
     if hub.cached_snapshot(model_id, commit) is None:
-        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+        sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
         needed = _fetched(model_id, commit, sizes)
         check_room(model_id, needed, Path(constants.HF_HUB_CACHE), settings.job_download_bytes)
-    return info.sha
+    return commit
 
 
 def check_room(model_id: str, needed: int, folder: Path, limit: int | None) -> None:
@@ -99,7 +110,7 @@ def check_room(model_id: str, needed: int, folder: Path, limit: int | None) -> N
         )
 
 
-def _fetched(model_id: str, commit: str, sizes: dict[str, int]) -> int:
+def _fetched(model_id: str, commit: str, sizes: Mapping[str, int | None]) -> int:
     """Return the bytes that the reader is going to fetch of the repository whose files have ``sizes``."""
     from huggingface_hub import constants
 
@@ -108,10 +119,17 @@ def _fetched(model_id: str, commit: str, sizes: dict[str, int]) -> int:
     from alphalloc.checkpoint.folder import choose
 
     index = choose(model_id, sizes).index
-    if index and sizes[index] > MAX_JSON_BYTES:  # fetching it is how its shards become known
-        found = f"{index} has {sizes[index]} bytes"
-        raise UnsupportedCheckpointError(f"{model_id}: {found}, expected at most {MAX_JSON_BYTES}")
+    if index and (size := _told(model_id, index, sizes)) > MAX_JSON_BYTES:  # fetching it is how its shards become known
+        raise UnsupportedCheckpointError(f"{model_id}: {index} has {size} bytes, expected at most {MAX_JSON_BYTES}")
     with hub.translated_errors(model_id, commit):
         wanted = hub.wanted_files(model_id, commit, sizes)
     held = Path(constants.HF_HUB_CACHE) / ("models--" + model_id.replace("/", "--")) / "snapshots" / commit
-    return sum(sizes[name] for name in set(wanted) if not (held / name).exists())
+    return sum(_told(model_id, name, sizes) for name in set(wanted) if not (held / name).exists())
+
+
+def _told(model_id: str, name: str, sizes: Mapping[str, int | None]) -> int:
+    """Return the size of the file ``name``; UnsupportedCheckpointError when the hub did not tell it."""
+    size = sizes[name]
+    if size is None:
+        raise UnsupportedCheckpointError(f"{model_id}: the hub does not tell the size of {name}, so it is not fetched")
+    return size

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,7 +102,6 @@ for limit in (None, 10):
         print(check_download('org/model', None, Settings(job_download_bytes=limit)))
     except AlphallocError as exc:
         print(exc.code, exc)
-print(check_download('org/gone', None, Settings()))
 """
 
 
@@ -123,12 +123,8 @@ for revision in (None, 'main') * 2:
 
 
 def test_the_commit_that_was_checked_is_the_one_that_is_read(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    rng = np.random.default_rng(0)
-    state = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 48), np.float32) for i in range(2)}
-    save_file(state, tmp_path / "model" / "model.safetensors")
     with HubServer() as hub:
-        commit = hub.add_model("org/model", tmp_path / "model")
+        commit = hub.add_model("org/model", small_model(tmp_path / "model"))
         own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         environment = {**os.environ, **own, "XDG_CACHE_HOME": str(tmp_path / "cache")}
         run = subprocess.run(
@@ -157,11 +153,101 @@ def test_the_hub_is_asked_for_the_size_first(tmp_path: Path) -> None:
         )
         fetched = [path for _, path in hub.requests if "resolve" in path]
     assert run.returncode == 0, run.stderr
-    first, second, third = run.stdout.splitlines()
+    first, second = run.stdout.splitlines()
     assert first == commit
     assert second.startswith("unsupported-checkpoint org/model: its weights take 1000 bytes")
-    assert third == "None"  # the reader says what is wrong
     assert fetched == []
+
+
+ASK = """
+import json, sys
+from alphalloc.errors import AlphallocError
+from alphalloc_service.jobs import measure
+from alphalloc_service.settings import Settings
+for model, revision, limit in json.loads(sys.argv[1]):
+    request = {'model': {'id': model, 'revision': revision}, 'estimator': 'ks', 'device': 'cpu'}
+    try:
+        document, found = measure(request, Settings(job_download_bytes=limit), 'local', None, lambda message: None)
+        print(found['model']['commit'], json.loads(document)['warnings'])
+    except AlphallocError as exc:
+        print(exc.code, exc)
+"""
+
+
+def asked(hub: HubServer, home: Path, *models: tuple[str, str | None, int | None]) -> list[str]:
+    """What becomes of analyses of ``models`` (id, revision, most bytes to fetch): commit and warnings, or the error."""
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home / "home"), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **own, "XDG_CACHE_HOME": str(home / "cache")}
+    command = [sys.executable, "-c", ASK, json.dumps(models)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def small_model(folder: Path) -> Path:
+    """A folder with a checkpoint of some 24 kB."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    state = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 48), np.float32) for i in range(2)}
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_a_hub_that_fails_once_lets_nothing_through(tmp_path: Path) -> None:
+    """The hub answers the request after the one that failed: nothing may be fetched that was not checked."""
+    with HubServer() as hub:
+        hub.add_model("org/model", small_model(tmp_path / "model"))
+        hub.failures = [503, 429, 500]
+        *failed, refused = asked(hub, tmp_path, *[("org/model", None, 10)] * 4)
+        assert [one.split()[0] for one in failed] == ["hub-unreachable"] * 3
+        assert refused.startswith("unsupported-checkpoint")
+        hub.failures = [400]
+        assert asked(hub, tmp_path, ("org/model", None, 10))[0].startswith(
+            "checkpoint-error org/model: the hub answered 400"
+        )
+        assert not hub.failures
+        assert not [path for _, path in hub.requests if "resolve" in path]
+
+
+def test_what_the_hub_says_of_a_model_is_said_to_the_client(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        hub.add_model("org/model", small_model(tmp_path / "model"))
+        hub.add_model("org/gated", tmp_path / "model", gated=True)
+        said = asked(hub, tmp_path, ("org/gone", None, None), ("org/model", "v9", None), ("org/gated", None, None))
+    assert [one.split()[0] for one in said] == ["model-not-found", "revision-not-found", "gated-model"]
+
+
+def test_a_cached_model_is_read_while_the_hub_is_away_and_nothing_is_fetched(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        commit = hub.add_model("org/model", small_model(tmp_path / "model"))
+        assert asked(hub, tmp_path, ("org/model", None, None)) == [f"{commit} []"]
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"something else that is larger" * 10_000)
+        hub.models["org/model"] = replace(hub.models["org/model"], commit="f" * 40)  # and the branch has moved
+        for revision in (None, "main", commit):
+            hub.requests, hub.failures = [], [503]
+            (said,) = asked(hub, tmp_path, ("org/model", revision, 10))
+            assert said.startswith(commit), revision
+            assert ("the hub was not asked" in said) == (revision != commit)
+            assert [path.split("/")[2] for _, path in hub.requests].count("models") == 1
+            assert not hub.failures
+        hub.failures = [404]  # a commit that is there needs no hub, whatever it says
+        assert asked(hub, tmp_path, ("org/model", commit, 10)) == [f"{commit} []"]
+
+
+def test_weights_of_an_unknown_size_are_not_fetched(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        hub.add_model("org/model", small_model(tmp_path / "model"))
+        (tmp_path / "sharded").mkdir()
+        (tmp_path / "sharded" / "model.safetensors.index.json").write_text(INDEX)
+        hub.add_model("org/sharded", tmp_path / "sharded")
+        hub.tells_sizes = False
+        said = asked(hub, tmp_path, ("org/model", None, None), ("org/sharded", None, None))
+        assert said[0].startswith("unsupported-checkpoint org/model: the hub does not tell the size of model.safe")
+        assert said[1].startswith("unsupported-checkpoint org/sharded: the hub does not tell the size of model.safe")
+        hub.tells_sizes = True
+        hub.models["org/model"] = replace(hub.models["org/model"], commit="")
+        assert "the hub named no commit" in asked(hub, tmp_path, ("org/model", None, None))[0]
+        assert not [path for _, path in hub.requests if "resolve" in path]
 
 
 INDEX = json.dumps({"weight_map": {"a": "shards/a.safetensors"}})

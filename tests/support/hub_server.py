@@ -39,6 +39,8 @@ class HubServer:
         self.models: dict[str, HostedModel] = {}
         self.requests: list[tuple[str, str]] = []
         self.status: int | None = None  # when set, every request is answered with it: a hub that is down
+        self.failures: list[int] = []  # statuses that the next requests for listings are answered with, one each
+        self.tells_sizes = True
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -79,8 +81,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             hub.requests.append((self.command, self.path))
-            if hub.status is not None:
-                self._error(hub.status, "", "the hub is down")
+            fails = hub.failures and self.path.startswith("/api/models/")
+            status = hub.failures.pop(0) if fails else hub.status
+            if status is not None:
+                self._error(status, "", "the hub is down")
                 return
             parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
             if parts[:2] == ["api", "models"]:
@@ -115,7 +119,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def _siblings(self, model: HostedModel, names: list[str]) -> list[dict[str, Any]]:
             """The names, and the sizes for those who ask with ``blobs=true``."""
-            if "blobs=true" not in self.path.lower():
+            if "blobs=true" not in self.path.lower() or not hub.tells_sizes:
                 return [{"rfilename": name} for name in names]
             return [{"rfilename": name, "size": (model.folder / name).stat().st_size} for name in names]
 
