@@ -126,14 +126,17 @@ def error_document(exc: BaseException) -> dict[str, Any]:
 
 
 def problem(code: str, status: int, detail: str) -> dict[str, Any]:
-    """Return a problem document without a request: what an analysis that failed has as its ``error``."""
+    """Return a problem document without a request: what an analysis that failed has as its ``error``.
+
+    Secrets are struck out of ``detail``: an error of the hub quotes the URL that failed, which may be a signed one.
+    """
     title = HTTPStatus(status).phrase
     return {
         "type": f"urn:alphalloc:problem:{code}",
         "title": title,
         "status": status,
         "code": code,
-        "detail": detail[:2000],
+        "detail": logs.strike_secrets(detail)[:2000],
     }
 
 

@@ -20,6 +20,7 @@ from starlette.routing import Match
 
 from alphalloc import errors
 
+from .logs import strike_secrets
 from .statuses import status_of
 
 logger = logging.getLogger("alphalloc_service")
@@ -28,6 +29,8 @@ MEDIA_TYPE = "application/problem+json"
 MAX_LISTED = 20  # of one answer; a list of 512 strings has 512 mistakes and one cause
 MAX_DETAIL = 2000  # characters
 MAX_POINTER = 200  # characters; what a client made up comes back no longer than that
+# What the database says names its host and user, and this is answered before any key was looked at.
+STORAGE_DETAIL = "the database cannot be read or written now; try again later, the service's log says why"
 # What pydantic puts into a location for the form of a `oneOf` that was taken (see schemas.py).
 ALTERNATIVES = ("<id>", "<path>", "<alphas>", "<analysis_id>", "<model>", "<total>", "<per_layer_mean>")
 
@@ -104,7 +107,13 @@ def problem(
     fields: list[FieldProblem] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """Return the problem as a response. The text is ASCII JSON, so that nothing a client sent can fail to encode."""
+    """Return the problem as a response. The text is ASCII JSON, so that nothing a client sent can fail to encode.
+
+    Of a StorageError, whoever met it, the client gets STORAGE_DETAIL and the log the ``detail``.
+    """
+    if code == errors.StorageError.code:
+        logger.warning("%s", detail)
+        detail = STORAGE_DETAIL
     request_id = getattr(request.state, "request_id", "")
     document = Problem(
         type=f"urn:alphalloc:problem:{code}",
@@ -131,7 +140,8 @@ def install(app: FastAPI) -> None:
 async def _own_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, errors.AlphallocError)
     status = status_of(exc)
-    return problem(request, status, exc.code, str(exc), headers={"Retry-After": "5"} if status == 503 else None)
+    detail = strike_secrets(str(exc))  # an error of the hub quotes the URL that failed, which may be a signed one
+    return problem(request, status, exc.code, detail, headers={"Retry-After": "5"} if status == 503 else None)
 
 
 async def _invalid_request(request: Request, exc: Exception) -> Response:

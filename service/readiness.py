@@ -7,6 +7,7 @@ one that fails.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from alphalloc.errors import AlphallocError
+from alphalloc.errors import AlphallocError, StorageError
 
+from .problems import STORAGE_DETAIL
 from .settings import Settings
+
+logger = logging.getLogger("alphalloc_service")
 
 MIN_FREE_BYTES = 64 * 2**20  # chosen here: below it the database's log may not grow through one busy minute
 CHECK_SECONDS = 3.0  # chosen here: below the period of the usual probes
@@ -93,5 +97,8 @@ async def _in_time(name: CheckName, check: Callable[[], Check]) -> Check:
         return await asyncio.wait_for(asyncio.to_thread(check), CHECK_SECONDS)
     except TimeoutError:
         return Check(name, False, f"no answer within {CHECK_SECONDS:g} s")
+    except StorageError as exc:
+        logger.warning("not ready, %s: %s", name, exc)
+        return Check(name, False, STORAGE_DETAIL)
     except (AlphallocError, OSError) as exc:
         return Check(name, False, str(exc))

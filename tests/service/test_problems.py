@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from alphalloc_service.app import create_app
-from alphalloc_service.problems import MAX_DETAIL, Problem
+from alphalloc_service.problems import MAX_DETAIL, STORAGE_DETAIL, Problem
 from alphalloc_service.settings import Settings
 from alphalloc_service.statuses import status_of
 from starlette.testclient import TestClient
@@ -94,7 +94,8 @@ def test_own_errors(failing: TestClient, name: str) -> None:
     assert problem.type == f"urn:alphalloc:problem:{code}"
     assert problem.instance == f"/raise/{name}"
     assert problem.request_id == answer.headers["x-request-id"]
-    assert problem.detail == ("a detail" if name != "AdapterError" else "x" * (MAX_DETAIL - 3) + "...")
+    told = {"AdapterError": "x" * (MAX_DETAIL - 3) + "...", "StorageError": STORAGE_DETAIL}
+    assert problem.detail == told.get(name, "a detail")
 
 
 def test_faults_tell_nothing_but_the_request_id(failing: TestClient) -> None:

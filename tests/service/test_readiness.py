@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from alphalloc_service import readiness
 from alphalloc_service.app import create_app
+from alphalloc_service.problems import STORAGE_DETAIL
 from alphalloc_service.readiness import Readiness, database_folder
 from alphalloc_service.settings import Settings
 from alphalloc_service.store import Store, upgrade
+from alphalloc_service.store.database import Database
 from starlette.testclient import TestClient
 
 
@@ -77,6 +82,40 @@ def test_a_broken_database_is_a_reason(settings: Settings, store: Store, tmp_pat
     found = states(settings, store)
     assert found["database"] is False
     assert found["disk"] is True
+
+
+# Nothing listens there. What the driver says of it names address, port or user.
+GONE = "postgresql+psycopg://somebody@127.0.0.1:1/private"
+
+
+def test_the_database_is_no_strangers_business(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither /readyz nor the refusal before a key was looked at tells where the database is; the log does."""
+    pytest.importorskip("psycopg")
+    store = Store(Database.open(GONE))
+    service = TestClient(create_app(Settings(database_url=GONE), store), base_url="http://127.0.0.1")
+    for path, code in (("/readyz", "not-ready"), ("/v1/methods", "storage-unavailable")):
+        caplog.clear()
+        answer = service.get(path, headers={"Authorization": "Bearer alph_" + "0" * 43})
+        assert (answer.status_code, answer.json()["code"]) == (503, code)
+        assert STORAGE_DETAIL in answer.json()["detail"]
+        assert not any(word in answer.text for word in ("127.0.0.1", "port 1", "somebody", "private"))
+        assert "port 1" in caplog.text
+    store.close()
+
+
+@pytest.mark.parametrize("command", ["db check", "keys list", "worker --once", "serve --port 0"])
+def test_the_command_line_tells_its_own_user(command: str) -> None:
+    pytest.importorskip("psycopg")
+    run = subprocess.run(
+        [sys.executable, "-m", "alphalloc", *command.split()],
+        env={**os.environ, "ALPHALLOC_DATABASE_URL": GONE},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "port 1" in run.stderr
 
 
 def test_a_check_that_hangs_is_a_reason(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
