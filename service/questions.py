@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 
+from . import logs
 from .async_store import AsyncStore
 from .conventions import digest, idempotency_key
 from .model_policy import AllowedModel, check_model
@@ -21,7 +22,8 @@ MAX_FILES = 10_000  # of a local model; chosen here, the largest releases have s
 
 
 async def submit(question: Question, request: Request) -> Submitted:
-    """Return the analysis that answers ``question``: one that is there already, or a new one in the queue.
+    """Return the analysis that answers ``question``: one that is there already, or a new one in the queue. Its id is on
+    the request's line of the log from then on, as ``job_id`` like on the job's own lines.
 
     Raises ProblemError: what ``check_model`` raises, 422 idempotency-key-reused, 429 queue-full.
     """
@@ -29,7 +31,7 @@ async def submit(question: Question, request: Request) -> Submitted:
     store: AsyncStore = request.app.state.store
     key, asked = await store.run(content_of, question, settings)
     try:
-        return await store.run(
+        submitted = await store.run(
             store.sync.submit,
             key,
             asked,
@@ -44,6 +46,8 @@ async def submit(question: Question, request: Request) -> Submitted:
     except IdempotencyConflictError as exc:
         detail = "this Idempotency-Key came with another request before; use a new one"
         raise ProblemError(422, "idempotency-key-reused", detail) from exc
+    logs.bind(job_id=submitted.analysis.id)
+    return submitted
 
 
 async def known(question: Question, request: Request) -> Analysis | None:
