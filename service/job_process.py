@@ -16,6 +16,9 @@ from .handover import line_of
 from .settings import Settings
 
 MAX_DOCUMENT_BYTES = 2**30  # of what the child may send at once; a thousand times the document of a 7B model
+# What a child has no use for and may hold the way into the database: libpq's variables, and ours, as settings come by
+# stdin. The rest is the hub's, Ray's, CUDA's and the system's.
+KEPT_BACK = ("ALPHALLOC_", "PG")
 POLITE_SECONDS = 0.5  # from SIGTERM to SIGKILL; Ray takes its leave from the cluster in it
 
 
@@ -39,7 +42,7 @@ class JobProcess:
                 stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
                 pass_fds=[writer.fileno()],
                 start_new_session=True,  # and Ctrl-C in a terminal is the worker's to handle
-                env={name: value for name, value in os.environ.items() if name != "ALPHALLOC_DATABASE_URL"},
+                env={name: value for name, value in os.environ.items() if not name.startswith(KEPT_BACK)},
             )
         job = {"id": id, "request": request, "folder": str(folder), "backend": backend, "ray_address": ray_address}
         stdin = self._process.stdin

@@ -80,9 +80,12 @@ def test_settings_come_over_as_they_are_but_for_secrets():
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Start a job on a model; the database's URL is in our environment, as it is in a worker's."""
+    """Start a job on a model; the way into the database is in our environment, as it is in a worker's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_operator")
     monkeypatch.setenv("ALPHALLOC_DATABASE_URL", "postgresql+psycopg://u:secret@h/d")
+    for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE", "PGHOST", "ALPHALLOC_KEY"):
+        monkeypatch.setenv(name, "secret")
     folder = tmp_path / "empty"
     folder.mkdir()
     started = []
@@ -120,9 +123,18 @@ def test_a_job_tells_its_progress_and_its_document(job, tmp_path):
     assert process.exit_status() == 0
 
 
-def test_a_job_sees_no_database_url_and_leaves_with_its_descendants(job, tmp_path):
+def test_a_job_sees_no_way_into_the_database(job, tmp_path):
+    process = job(write_model(tmp_path / "model.safetensors", 1, matrices=2, shape=(60, 90)))
+    given = Path(f"/proc/{process.pid}/environ").read_bytes()
+    assert b"secret" not in given
+    names = {entry.partition(b"=")[0].decode() for entry in given.split(b"\0")}
+    assert not [name for name in names if name.startswith(("ALPHALLOC_", "PG"))]
+    assert {"HF_TOKEN", "XDG_CACHE_HOME", "PATH", "HOME"} <= names
+    assert list(messages(process))[-1]["kind"] == "finished"
+
+
+def test_a_job_leaves_with_its_descendants(job, tmp_path):
     process = job(write_model(tmp_path / "slow.safetensors", 0, matrices=1, shape=(3000, 3000)))
-    assert b"secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
     assert process.end() in (-signal.SIGTERM, -signal.SIGKILL)
     with pytest.raises(ProcessLookupError):
