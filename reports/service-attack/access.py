@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from attacked import ANALYSIS, QUESTION, Service, Tries, Try
 
 
-def getting_in(service: Service, key: str) -> Tries:
+def getting_in(service: Service, key: str, writer: str) -> Tries:
     """Without a key, with a wrong one, with one that may only read, and with one that was revoked."""
     topic = "Getting in"
     service.headers = {}
@@ -21,9 +22,9 @@ def getting_in(service: Service, key: str) -> Tries:
     found.append(
         Try(
             topic,
-            "the key's SHA-256 as a key",
+            "the key's SHA-256, all that the database holds, as a key",
             "^401",
-            service.ask("GET", "/v1/analyses", Authorization=f"Bearer {key[:20]}"),
+            service.ask("GET", "/v1/analyses", Authorization=f"Bearer {hashlib.sha256(key.encode()).hexdigest()}"),
         )
     )
     found.append(Try(topic, "the key in the query", "^401", service.ask("GET", f"/v1/analyses?api_key={key}")))
@@ -73,14 +74,9 @@ def getting_in(service: Service, key: str) -> Tries:
         )
     )
     found.append(Try(topic, "deleting with it", "^403 insufficient-scope", service.ask("DELETE", ANALYSIS)))
-    found.append(
-        Try(
-            topic,
-            "deleting by X-HTTP-Method-Override",
-            "^404",
-            service.ask("GET", ANALYSIS, X_HTTP_Method_Override="DELETE"),
-        )
-    )
+    found.append(Try(topic, "deleting by X-HTTP-Method-Override", "^200, then 200", _overridden(service, writer)))
+    purge = service.ask("DELETE", f"{ANALYSIS}?purge=true", Authorization=f"Bearer {writer}")
+    found.append(Try(topic, "deleting everybody's spectra with a key that may write", "^403 insufficient-scope", purge))
     service.command("keys", "revoke", "reader")
     time.sleep(4)  # a key is remembered for three
     found.append(Try(topic, "the revoked key, four seconds later", "^401", service.ask("GET", "/v1/methods")))
@@ -93,12 +89,32 @@ def getting_in(service: Service, key: str) -> Tries:
         )
     )
     found.append(Try(topic, "the key in the log", "not there", "there" if key in service.log else "not there"))
+    found.append(Try(topic, "a key's 1,300 requests in a minute", "^429 rate-limited", _greedy(service)))
     found.append(Try(topic, "keys made up one after another", "^429 rate-limited", _made_up(service)))
     database = b"".join(path.read_bytes() for path in service.folder.glob("service.db*"))
     found.append(
         Try(topic, "the key in the database file", "not there", "there" if key.encode() in database else "not there")
     )
     return found
+
+
+def _overridden(service: Service, writer: str) -> str:
+    """Return how a GET that calls itself a DELETE is answered, with a key that may delete, and whether it did."""
+    may = {"Authorization": f"Bearer {writer}"}
+    path = service.path_of_new("POST", "/v1/analyses", {"model": {"id": "org/model"}}, **may)
+    service.ask("POST", f"{path}/cancel", b"", **may)
+    first = service.ask("GET", path, X_HTTP_Method_Override="DELETE", **may)
+    return f"{first[:3]}, then {service.ask('GET', path, **may)[:3]}"
+
+
+def _greedy(service: Service) -> str:
+    """Return the first refusal of a good key; twice the rate, lest a new window begins meanwhile."""
+    key = service.command("keys", "create", "greedy", "--scope", "read").stdout.strip()
+    for _ in range(1300):
+        answer = service.ask("GET", "/v1/methods", Authorization=f"Bearer {key}")
+        if not answer.startswith("200"):
+            break
+    return answer
 
 
 def _made_up(service: Service) -> str:

@@ -58,9 +58,12 @@ class Service:
         )
 
     @contextmanager
-    def running(self) -> Iterator[Service]:
+    def running(self, descriptors: int | None = None) -> Iterator[Service]:
+        """Have it run; it is given so many ``descriptors`` to begin with (soft limit)."""
         log = (self.folder / "log.jsonl").open("a")
         program = [sys.executable, "-m", "alphalloc", "serve", "--port", "0"]
+        if descriptors is not None:
+            program = ["prlimit", f"--nofile={descriptors}:", *program]
         process = subprocess.Popen(program, env=self.environment, cwd=self.folder, stderr=log)
         try:
             until = time.monotonic() + 300
@@ -79,13 +82,17 @@ class Service:
 
     def raw(self, content: bytes, seconds: float = 20) -> str:
         """Send bytes and return the first line that comes back."""
+        return self.head(content, seconds).split(b"\r\n")[0].decode("latin-1") or "connection closed"
+
+    def head(self, content: bytes, seconds: float = 20) -> bytes:
+        """Send bytes and return all that comes back up to the end of the headers."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             connection.sendall(content)
             answer = b""
             with suppress(TimeoutError, ConnectionResetError):
                 while b"\r\n\r\n" not in answer and (part := connection.recv(65536)):
                     answer += part
-        return answer.split(b"\r\n")[0].decode("latin-1") or "connection closed"
+        return answer
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> str:
         """Send a request and return status, and the code of the problem or the beginning of the answer."""
@@ -107,6 +114,15 @@ class Service:
             if isinstance(found, dict) and "code" in found:
                 text = found["code"]
         return f"{answer.status} {' '.join(text.split())[:60]}".strip()
+
+    def path_of_new(self, method: str, path: str, body: Any, **headers: str) -> str:
+        """Send a request and return the Location of its answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json", **headers})
+            return connection.getresponse().getheader("Location") or ""
+        finally:
+            connection.close()
 
     def job(self, body: dict[str, Any]) -> str:
         """Have something analysed and return how that ended."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import time
+import zlib
 from contextlib import suppress
 
-from attacked import ANALYSIS, POST, Service, Tries, Try, memory_of
+from attacked import POST, Service, Tries, Try, memory_of
 
 
 def using_it_up(service: Service) -> Tries:
@@ -33,15 +34,9 @@ def using_it_up(service: Service) -> Tries:
         Try(topic, "a number of a million digits", "^400", post(b'{"budget": ' + b"9" * 1_000_000 + b"}")),
         Try(
             topic,
-            "gzip that would unpack to 10 GB",
+            "gzip that would unpack to 900 MiB",
             "^400",
-            service.ask(
-                "POST",
-                "/v1/allocations",
-                b"\x1f\x8b" + b"\0" * 1000,
-                Content_Type="application/json",
-                Content_Encoding="gzip",
-            ),
+            service.ask("POST", "/v1/allocations", _bomb(), Content_Type="application/json", Content_Encoding="gzip"),
         ),
         Try(
             topic,
@@ -104,9 +99,13 @@ def using_it_up(service: Service) -> Tries:
             "^503 too-busy, healthz 200",
             _unfinished(service),
         ),
-        Try(topic, "300 silent connections, then a request", "^200", _crowd(service, 300)),
-        Try(topic, "`Prefer: wait=99999`", "^404", service.ask("GET", ANALYSIS, Prefer="wait=99999")),
-        Try(topic, "100 streams of one analysis", "429|404", _streams(service)),
+        Try(
+            topic,
+            "1,500 silent connections to a process that was given 1,024 descriptors, then a request",
+            "^200",
+            _crowd(service, 1500),
+        ),
+        Try(topic, "600 clients that ask for 3 MB each and read nothing", "^healthz 200, .* 200 after", _deaf(service)),
     ]
     grown = (memory_of(service.pid) - before) / 2**20
     found.append(Try(topic, "memory of the service after all this", "^[+-][0-9]{1,2} MiB", f"{grown:+.0f} MiB"))
@@ -157,6 +156,60 @@ def _crowd(service: Service, size: int) -> str:
             connection.close()
 
 
-def _streams(service: Service) -> str:
-    answers = [service.raw(f"GET {ANALYSIS}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()) for _ in range(100)]
-    return ", ".join(sorted(set(answers)))
+def _deaf(service: Service) -> str:
+    """Return whether the service is alive beside clients that read nothing, and when others are answered again."""
+    asked = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    crowd = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(600)]
+    try:
+        for connection in crowd:
+            connection.sendall(2 * asked)
+        time.sleep(1)
+        alive, began = service.ask("GET", "/healthz")[:3], time.monotonic()
+        while (answer := service.ask("GET", "/v1/methods")[:3]) != "200" and time.monotonic() < began + 120:
+            time.sleep(1)
+        return f"healthz {alive}, everything else {answer} after {time.monotonic() - began:.0f} s"
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+def _bomb() -> bytes:
+    """900 MiB of zeros in gzip, some 900 KB."""
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join([*(packer.compress(b"\0" * 2**20) for _ in range(900)), packer.flush()])
+
+
+def waiting(service: Service, key: str) -> Tries:
+    """Places to wait and in the queue; ``service`` has no worker and lets 20 wait."""
+    topic, may = "Waiting", {"Authorization": f"Bearer {key}"}
+    path = service.path_of_new("POST", "/v1/analyses", {"model": {"id": "org/wanted"}}, **may)
+    began = time.monotonic()
+    long_poll = service.ask("GET", path, Prefer="wait=99999", **may)[:3]
+    seconds = time.monotonic() - began
+    full = [service.ask("POST", "/v1/analyses", {"model": {"id": f"org/made-up-{at}"}}, **may) for at in range(30)]
+    ready = service.ask("GET", "/readyz")[:3]
+    without, read = service.ask("GET", "/readyz?exclude=queue")[:3], service.ask("GET", "/v1/methods", **may)[:3]
+    return [
+        Try(topic, "`Prefer: wait=99999`", "^200 after (5[0-9]|6[0-5]) s", f"{long_poll} after {seconds:.0f} s"),
+        Try(topic, "100 streams at once with one key", "^200, 429$", _streams(service, path, key)),
+        Try(topic, "30 models that there are none of", "^429 queue-full", full[-1]),
+        Try(
+            topic,
+            "is everything else answered then?",
+            "^readyz 503, without the queue 200, reading 200",
+            f"readyz {ready}, without the queue {without}, reading {read}",
+        ),
+    ]
+
+
+def _streams(service: Service, path: str, key: str) -> str:
+    """Return the statuses of 100 streams that are open at once."""
+    asked = f"GET {path}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    crowd = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(100)]
+    try:
+        for connection in crowd:
+            connection.sendall(asked)
+        return ", ".join(sorted({connection.recv(65536).split(b" ")[1].decode() for connection in crowd}))
+    finally:
+        for connection in crowd:
+            connection.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from access import from_a_web_page, getting_in, listening
 from attacked import Service, Tries, Try
-from exhaustion import using_it_up
+from exhaustion import using_it_up, waiting
 from files import checkpoints, files_and_requests
 from words import injecting
 
@@ -32,10 +32,14 @@ def measure() -> Iterator[Try]:
         for name in ("keyed", "open", "public"):
             (folder / name).mkdir()
         yield from listening(folder / "public")
-        keyed = Service(folder / "keyed", worker="false")
-        key = keyed.command("keys", "create", "reader", "--scope", "read").stdout.strip()
+        keyed = Service(folder / "keyed", worker="false", max_queued="20")
+        key, writer = (
+            keyed.command("keys", "create", name, "--scope", scope).stdout.strip()
+            for name, scope in (("reader", "read"), ("writer", "write"))
+        )
         with keyed.running():
-            yield from getting_in(keyed, key)
+            yield from waiting(keyed, writer)
+            yield from getting_in(keyed, key, writer)
         place = folder / "open"
         (place / "models" / "tiny").mkdir(parents=True)
         (place / "secret").mkdir()
@@ -45,7 +49,7 @@ def measure() -> Iterator[Try]:
         settings = {"model_roots": str(place / "models"), "deny_models": "denied/*", "job_memory_bytes": str(2**31)}
         service = Service(place, **settings)
         service.environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hub")}
-        with service.running():
+        with service.running(descriptors=1024):
             steps: tuple[Callable[[Service], Tries], ...] = (
                 from_a_web_page, files_and_requests, injecting, checkpoints, using_it_up,
             )  # fmt: skip

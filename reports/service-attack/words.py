@@ -16,11 +16,9 @@ def injecting(service: Service) -> Tries:
             '^200 {"object": "list", "data": \\[\\]',
             service.ask("GET", "/v1/analyses?model=%27%20OR%201=1;--"),
         ),
-        Try(
-            topic,
-            "a line break in X-Request-Id",
-            "400|200",
-            service.raw(b"GET /v1/methods HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: a\x0bb\r\n\r\n"),
+        *(
+            Try(topic, f"X-Request-Id: a{sign!r}Set-Cookie: b", "^(400|200), not sent back", _echoed(service, sign))
+            for sign in ("\n", "\r", "\x0b", "\x85")
         ),
         Try(topic, "a forged log line in a path", "^404", service.ask("GET", "/v1/%0a%7b%22event%22:%22forged%22%7d")),
         Try(
@@ -46,3 +44,13 @@ def injecting(service: Service) -> Tries:
     forged = [line for line in lines if line.startswith('{"event":"forged"') or '"event": "forged"' in line]
     found.append(Try(topic, "was a log line forged?", "^no", "yes" if forged else "no"))
     return found
+
+
+def _echoed(service: Service, sign: str) -> str:
+    """Return the status, and whether what follows ``sign`` in a header comes back as a header."""
+    sent = f"GET /v1/methods HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: a{sign}Set-Cookie: b\r\n\r\n".encode(
+        "latin-1"
+    )
+    answer = service.head(sent).decode("latin-1")
+    status = answer.partition(" ")[2][:3]
+    return f"{status}, {'sent back' if 'set-cookie: b' in answer.lower().splitlines() else 'not sent back'}"
