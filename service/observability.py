@@ -1,13 +1,16 @@
 """What an operator sees: a line for what changed, failed or was slow, metrics of everything, traces if asked for.
 
-Traces need nothing here: FastAPI exports them itself when the environment says FASTAPI_OTEL_AUTO_CONFIGURE=true and
-OTEL_EXPORTER_OTLP_ENDPOINT (and its OTLP exporter is installed).
+FastAPI exports traces itself when the environment says FASTAPI_OTEL_AUTO_CONFIGURE=true and
+OTEL_EXPORTER_OTLP_ENDPOINT (and its OTLP exporter is installed). Here it is kept from telling more than the log does:
+its log records hold the text of every exception, so traces alone leave, with secrets struck out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import time
 from typing import Any
 
@@ -28,8 +31,9 @@ QUIET = frozenset({200, 304})
 
 def install(app: FastAPI, settings: Settings, store: Any) -> None:
     """Count and log the requests of ``app`` and answer /metrics. Call it after the security's install, so that its
-    refusals are seen too, and before the middleware of request ids.
+    refusals are seen too, and before the middleware of request ids. Traces are seen to here as well.
     """
+    _struck_traces_alone()
     app.add_middleware(ObservabilityMiddleware, counted=settings.metrics)
     if settings.metrics:
 
@@ -53,6 +57,46 @@ def start(settings: Settings, **values: Any) -> None:
     if settings.metrics:
         metrics.share()
     logs.bind(**values)
+
+
+def announce(settings: Settings, text: str) -> None:
+    """Say ``text`` on stderr: a line of the log where that is JSON, else the bare text for the person who reads it."""
+    if logs.is_json(settings.log_format, sys.stderr):
+        logger.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _struck_traces_alone() -> None:
+    """If the environment asks FastAPI to export, let it export traces alone, and no secrets in them.
+
+    FastAPI adds its exporter to a provider of traces that is there already, so here is one whose spans are struck as
+    they start. That its other two signals stay here is said by OpenTelemetry's variables, which FastAPI reads later.
+    """
+    if os.environ.get("FASTAPI_OTEL_AUTO_CONFIGURE", "").lower() != "true":
+        return
+    os.environ["OTEL_METRICS_EXPORTER"] = os.environ["OTEL_LOGS_EXPORTER"] = "none"
+    try:
+        from opentelemetry import trace
+        from opentelemetry.context import Context
+        from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+    except ImportError:  # FastAPI says what is missing
+        return
+
+    class Striking(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            """Strike what the client sent: the query as a whole, and secrets in everything else."""
+            for name, value in dict(span.attributes or {}).items():
+                if name == "url.query":
+                    span.set_attribute(name, logs.STRUCK)
+                elif isinstance(value, str):
+                    span.set_attribute(name, logs.strike_secrets(value))
+
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider(shutdown_on_exit=False)  # its exporter is FastAPI's, which ends it
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(Striking())
 
 
 class ObservabilityMiddleware:
