@@ -13,7 +13,7 @@ from typing import Any
 from alphalloc.checkpoint.buffers import Transposed
 from alphalloc.checkpoint.matrices import FLOAT_DTYPES, SkippedTensor, StoredTensor, WeightMatrix
 from alphalloc.checkpoint.naming import Place, find_places, module_path, not_a_linear
-from alphalloc.errors import NothingToAnalyzeError
+from alphalloc.errors import NothingToAnalyzeError, UnknownArchitectureError
 
 MAX_SIDE = 262_144  # chosen here: no block matrix of a published model comes near either bound
 MAX_ELEMENTS = 2**31
@@ -51,11 +51,14 @@ def select(
     floating-point numbers, are empty, larger than 262,144 on a side or 2^31 in all, belong to an adapter, repeat
     another tensor's bytes, lie outside the repeated blocks (unless ``options.embeddings``), or are filtered.
 
-    Raises UnknownArchitectureError without repeated blocks, NothingToAnalyzeError for a glob that matches nothing
+    Raises UnknownArchitectureError without matrices or repeated blocks, NothingToAnalyzeError for a glob that matches nothing
     and when nothing is left.
     """
     reasons = {tensor.name: _not_a_matrix(tensor) for tensor in tensors}
     candidates = [tensor for tensor in tensors if not reasons[tensor.name]]
+    if not candidates:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
+        raise UnknownArchitectureError(f"expected weight matrices, found none among {len(tensors)} tensors ({listed})")
     paths = {tensor.name: tensor.place or spell(tensor.name) for tensor in candidates}
     places = find_places(paths, options.layer_pattern)
     for tensor in candidates:

@@ -41,6 +41,13 @@ def test_every_tensor_is_analysed_or_listed_with_a_reason(llama_state: State) ->
     assert reasons["lm_head.weight"].startswith("outside the repeated blocks")
 
 
+def test_a_model_without_any_matrix_is_refused_with_the_reasons() -> None:
+    wide = np.broadcast_to(np.float32(1.0), (1, 262_145))
+    state = {"model.layers.0.wide.weight": wide, "model.norm.weight": np.ones(4, dtype=np.float32)}
+    with pytest.raises(UnknownArchitectureError, match=r"none among 2 tensors .*wide\.weight: larger than .*norm.*1-D"):
+        open_checkpoint(state)
+
+
 def test_a_row_vector_in_a_block_is_a_matrix(llama_state: State) -> None:
     state = llama_state() | {f"model.layers.{i}.mlp.gate.weight": np.ones((1, 8), dtype=np.float32) for i in range(2)}
     assert {m.shape for m in open_checkpoint(state).matrices if m.role == "gate"} == {(1, 8)}
