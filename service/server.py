@@ -6,7 +6,6 @@ import contextlib
 import errno
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +46,7 @@ def run(settings: Settings, *, replicas: int = 1) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     with listener, _worker(settings):
-        print(f"alphalloc serves http://{shown}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        observability.announce(settings, f"alphalloc serves http://{shown}:{port} (Ctrl-C stops it)")
         if replicas == 1:
             serve(settings, store, listener)
         else:
