@@ -12,7 +12,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from alphalloc.errors import CheckpointError, HubUnreachableError, UnsupportedCheckpointError
@@ -36,12 +36,45 @@ def confine(settings: Settings, folder: Path | str) -> None:
     _bound(resource.RLIMIT_CORE, 0)  # a core file would hold whatever the environment holds
     _bound(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     _bound(resource.RLIMIT_CPU, int(settings.job_seconds * (os.cpu_count() or 1)) + 1)
-    if settings.job_memory_bytes is not None:
-        _bound(resource.RLIMIT_DATA, settings.job_memory_bytes)
+    if (memory := memory_limit(settings)) is not None:
+        _bound(resource.RLIMIT_DATA, memory)
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def memory_limit(settings: Settings) -> int | None:
+    """Return the bytes that a job may take here: ``job_memory_bytes``, else ``job_memory_share`` of what the machine
+    has; None without either.
+    """
+    if settings.job_memory_bytes is not None or settings.job_memory_share is None:
+        return settings.job_memory_bytes
+    return int(settings.job_memory_share * machine_memory())
+
+
+def machine_memory(root: Path = Path("/")) -> int:
+    """Return the memory of this machine in bytes, or the limit of the smallest control group (version 2 or 1) around
+    this process if that is less.
+    """
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *_group_limits(root)])
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError):  # no control groups
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            controllers, path = line.split(":", 2)[1:]
+            if controllers == "":
+                base, name = root / "sys/fs/cgroup", "memory.max"
+            elif "memory" in controllers.split(","):
+                base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            else:
+                continue
+            inner = Path(path.strip("/"))
+            for folder in (inner, *inner.parents):
+                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                    yield int((base / folder / name).read_text())
 
 
 def _bound(which: int, value: int) -> None:

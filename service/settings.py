@@ -17,6 +17,7 @@ OPTIONAL = (
     "ray_address",
     "rate_limit",
     "job_memory_bytes",
+    "job_memory_share",
     "job_download_bytes",
     "retain_jobs_seconds",
     "retain_allocations_seconds",
@@ -44,7 +45,9 @@ class Settings:
     ``retain_allocations_seconds`` (None: for good).
     How jobs run: ``worker`` (start one with the server), ``backend`` and ``ray_address``, ``lease_seconds`` after which
     a silent worker's job goes to another, ``max_attempts``, and the limits of one job: ``job_seconds``,
-    ``job_memory_bytes``, ``job_download_bytes``.
+    ``job_memory_bytes`` (what matrices are planned to fit, too; None: they are planned by what is free, and
+    ``job_memory_share`` of the machine's memory is the limit, or nothing where that is None as well),
+    ``job_download_bytes`` (500 GB: 250 thousand million parameters at two bytes; None: what the disk has room for).
     Which models: ``model_roots`` (folders that paths may lie in; none by default, so hub ids only), ``allow_models``
     and ``deny_models`` (patterns of hub ids; a denial wins).
     What it says: ``log_format`` (``auto`` is text on a terminal, else JSON), ``metrics``.
@@ -69,7 +72,8 @@ class Settings:
     max_header_bytes: int = 16_384
     job_seconds: float = 3600
     job_memory_bytes: int | None = None
-    job_download_bytes: int | None = None
+    job_memory_share: float | None = 0.8
+    job_download_bytes: int | None = 500_000_000_000
     max_queued: int = 1000
     max_streams: int = 64
     retain_jobs_seconds: float | None = None
@@ -120,6 +124,11 @@ def _seconds(low: float, high: float) -> Check:
             raise SettingsError(f"{name}: expected seconds from {low:g} to {high:g}, found {value!r}")
 
     return check
+
+
+def _share(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0.01 <= value <= 1:
+        raise SettingsError(f"{name}: expected a share from 0.01 to 1, found {value!r}")
 
 
 def _matching(pattern: str, expected: str) -> Check:
@@ -175,6 +184,7 @@ CHECKS: dict[str, Check] = {
     "max_header_bytes": _whole(1024, 2**20),
     "job_seconds": _seconds(1, YEAR),
     "job_memory_bytes": _whole(2**20, 2**50),
+    "job_memory_share": _share,
     "job_download_bytes": _whole(1, 2**60),
     "max_queued": _whole(1, 1_000_000),
     "max_streams": _whole(1, 10_000),

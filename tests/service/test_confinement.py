@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from alphalloc_service import confinement
-from alphalloc_service.confinement import check_room
+from alphalloc_service.confinement import check_room, machine_memory
 from alphalloc_service.settings import Settings
 from hub_server import HubServer
 from safetensors.numpy import save_file
@@ -58,6 +59,37 @@ except MemoryError:
     assert found["umask"] == 0o077
     assert found["privileges"] == "1"
     assert "no memory" in run.stdout
+
+
+def test_memory_is_bounded_unless_it_is_said_not_to_be(tmp_path: Path) -> None:
+    code = "print(resource.getrlimit(resource.RLIMIT_DATA)[0])"
+    most = machine_memory()
+    assert 2**28 < most <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert int(confined(code, tmp_path).stdout) == int(0.8 * most)
+    assert int(confined(code, tmp_path, job_memory_share=0.5).stdout) == most // 2
+    assert int(confined(code, tmp_path, job_memory_share=None).stdout) == resource.RLIM_INFINITY
+    assert int(confined(code, tmp_path, job_memory_share=None, job_memory_bytes=2**28).stdout) == 2**28
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "3000000\n", "a/b/memory.max": "max\n"}, 3_000_000),
+        ("0::/\n", {"memory.max": "4000000\n"}, 4_000_000),  # in a container
+        ("4:memory:/a\n3:cpu:/\n0::/\n", {"memory/a/memory.limit_in_bytes": "5000000\n"}, 5_000_000),
+        ("4:memory:/a\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_control_group_bounds_what_the_machine_has(
+    tmp_path: Path, groups: str, limits: dict[str, str], expected: int | None
+) -> None:
+    files = {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in limits.items()}}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine_memory(tmp_path) == (expected or physical)
 
 
 def test_a_limit_that_is_lower_already_stays(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ USABLE = {
     "max_header_bytes": ("8192", 8192),
     "job_seconds": ("60", 60.0),
     "job_memory_bytes": ("4294967296", 2**32),
+    "job_memory_share": ("0.5", 0.5),
     "job_download_bytes": ("none", None),
     "max_queued": ("7", 7),
     "max_streams": ("3", 3),
@@ -46,6 +47,13 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.max_body_bytes) == ("127.0.0.1", 8000, 2**20)
     assert settings.database_url.startswith("sqlite:///")
     assert settings.hosts == ("127.0.0.1", "localhost", "[::1]")
+
+
+def test_a_job_has_limits_by_default_and_each_can_be_taken_away() -> None:
+    names = ("job_seconds", "job_memory_share", "job_download_bytes")
+    assert [getattr(Settings(), name) for name in names] == [3600, 0.8, 500 * 10**9]
+    without = Settings.from_environment({f"ALPHALLOC_{name.upper()}": "none" for name in names[1:]})
+    assert [getattr(without, name) for name in names[1:]] == [None, None]
 
 
 def test_every_setting_has_its_variable() -> None:
@@ -83,6 +91,8 @@ UNUSABLE = [
     ("MAX_BODY_BYTES", "0", "expected a whole number from 1 to"),
     ("LEASE_SECONDS", "nan", "expected seconds from 0.2 to 3600"),
     ("LEASE_SECONDS", "0.1", "expected seconds from 0.2 to 3600"),
+    ("JOB_MEMORY_SHARE", "80", "expected a share from 0.01 to 1"),
+    ("JOB_MEMORY_SHARE", "0.001", "expected a share from 0.01 to 1"),
     ("WORKER", "perhaps", "expected true or false"),
     ("BACKEND", "dask", "expected one of auto, local, batched, ray"),
     ("DATABASE_URL", "mysql://db/alphalloc", "expected sqlite:///FILE or postgresql"),
