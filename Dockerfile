@@ -20,10 +20,10 @@ ARG TORCH_INDEX_URL=""
 RUN if [ -n "${TORCH_INDEX_URL}" ]; then \
         /opt/alphalloc/bin/pip install --constraint constraints.txt --index-url "${TORCH_INDEX_URL}" torch; \
     fi \
-    && /opt/alphalloc/bin/pip install --constraint constraints.txt ".[server,postgres,gguf]"
+    && /opt/alphalloc/bin/pip install --constraint constraints.txt ".[server,postgres,gguf,otel]"
 
 FROM build AS build-cuda
-RUN /opt/alphalloc/bin/pip install --constraint constraints.txt ".[server,postgres,gguf,torch,ray]"
+RUN /opt/alphalloc/bin/pip install --constraint constraints.txt ".[server,postgres,gguf,otel,torch,ray]"
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.0.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from alphalloc.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 COMPOSE = ("compose.yaml", "compose.scale.yaml")
 VARIABLES = {f"ALPHALLOC_{field.name.upper()}" for field in fields(Settings)}
 
@@ -178,7 +179,7 @@ def test_prometheus_gets_its_answer_by_a_pods_address(tmp_path: Path) -> None:
     assert list(environment).index("POD_IP") < list(environment).index("ALPHALLOC_ALLOWED_HOSTS")  # as $() needs it
     hosts = environment["ALPHALLOC_ALLOWED_HOSTS"]["value"].replace("$(POD_IP)", "10.244.1.7").split(",")
     text = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "containers.md").read_text(), re.DOTALL)
-    (job,) = yaml.safe_load(text[0])["scrape_configs"]
+    job, _ = yaml.safe_load(text[0])["scrape_configs"]
     services = [one["metadata"]["name"] for one in objects() if one["kind"] == "Service"]
     assert [one["regex"] for one in job["relabel_configs"]] == services
     settings = Settings(
@@ -197,7 +198,38 @@ def test_prometheus_gets_its_answer_by_a_pods_address(tmp_path: Path) -> None:
     store.close()
 
 
+def test_prometheus_reaches_the_workers_and_nobody_else_does() -> None:
+    (worker,) = (one for one in objects() if one["metadata"]["name"] == "alphalloc-worker")
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:2] == ["worker", "--metrics"]
+    (port,) = container["ports"]
+    assert container["args"][2] == f"0.0.0.0:{port['containerPort']}"
+    (policy,) = (one["spec"] for one in objects() if one["kind"] == "NetworkPolicy")
+    assert policy["podSelector"]["matchLabels"].items() <= worker["spec"]["template"]["metadata"]["labels"].items()
+    (admitted,) = (
+        rule for rule in policy["ingress"] if {"protocol": "TCP", "port": port["containerPort"]} in rule["ports"]
+    )
+    (peer,) = admitted["from"]
+    assert peer["namespaceSelector"]["matchLabels"]
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "containers.md").read_text(), re.DOTALL)
+    _, job = yaml.safe_load(text[0])["scrape_configs"]
+    kept = {
+        rule["source_labels"][0].removeprefix("__meta_kubernetes_pod_"): rule["regex"]
+        for rule in job["relabel_configs"]
+    }
+    assert kept == {"container_name": container["name"], "container_port_name": port["name"]}
+
+
+def test_the_images_hold_what_the_documented_variables_need() -> None:
+    """Database, traces: what the extras of the images bring, by the names of pyproject.toml."""
+    installed = re.findall(r'"\.\[(.+)\]"', DOCKERFILE)
+    assert len(installed) == 2
+    for extras in installed:
+        assert {"server", "postgres", "otel"} <= set(extras.split(","))
+        assert set(extras.split(",")) <= set(EXTRAS)
+    assert any(one.startswith("opentelemetry-exporter-otlp-proto-http") for one in EXTRAS["otel"])
+
+
 def test_no_secret_stands_in_them() -> None:
     for path in (ROOT / "Dockerfile", ROOT / "deploy" / "kubernetes.yaml", *(ROOT / name for name in COMPOSE)):
         assert not re.search(r"hf_[A-Za-z0-9]{8,}|alph_[A-Za-z0-9]{8,}|://\w+:\w+@", path.read_text())
-    assert shutil.which("docker") is None or "checked" in (ROOT / "docs" / "containers.md").read_text()
