@@ -51,8 +51,8 @@ def select(
     floating-point numbers, are empty, larger than 262,144 on a side or 2^31 in all, belong to an adapter, repeat
     another tensor's bytes, lie outside the repeated blocks (unless ``options.embeddings``), or are filtered.
 
-    Raises UnknownArchitectureError without matrices or repeated blocks, NothingToAnalyzeError for a glob that matches nothing
-    and when nothing is left.
+    Raises UnknownArchitectureError without matrices or repeated blocks, NothingToAnalyzeError for a glob that matches
+    nothing and when nothing is left.
     """
     reasons = {tensor.name: _not_a_matrix(tensor) for tensor in tensors}
     candidates = [tensor for tensor in tensors if not reasons[tensor.name]]
