@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -39,6 +40,7 @@ READING_POSTS = frozenset({"/v1/schedules/validate", "/v1/allocations"})  # ques
 BODY_SECONDS = 30.0  # chosen here: 1 MiB in that time is 35 KB/s
 MAX_HEADERS = 100  # lines; chosen here
 MAX_UNDER_WAY = 512  # requests of a process that were not answered yet; chosen here
+NETWORK_BITS = 64  # of IPv6: one customer is given at least so much, and has 2**64 addresses in it (RFC 6177)
 CORS_TAKES = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer")
 
 # Answers are data. The page and the report say their own policy; a browser obeys whichever comes first here.
@@ -88,6 +90,13 @@ def caller_of(request: Request) -> Caller:
     """Return who asks; without keys anyone, who may do everything."""
     caller: Caller = getattr(request.state, "caller", OPEN)
     return caller
+
+
+def counted_as(request: Request) -> str | None:
+    """Return whom a request counts for: its key's name, without keys its address; None for this machine's own user, if
+    nobody else reaches the service: who would be kept from what?
+    """
+    return _counted_as(request.scope, caller_of(request), is_loopback(request.app.state.settings.host))
 
 
 def check_scope(caller: Caller, scope: str) -> None:
@@ -159,7 +168,7 @@ class SecurityMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})
-        send = _with_headers(scope, send)
+        send = _with_headers(scope, self._set_aside(send))
         try:
             self._check_room(scope["path"])
             headers = self._headers(scope)
@@ -180,6 +189,20 @@ class SecurityMiddleware:
             return
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         await self.app(scope, _with_deadline(receive) if has_body else receive, send)
+
+    def _set_aside(self, send: Send) -> Send:
+        """Return ``send`` during which the request is not under way: it waits for nobody but its own client, who may
+        take its time (slow_clients says how much).
+        """
+
+        async def send_set_aside(message: Message) -> None:
+            self._under_way -= 1
+            try:
+                await send(message)
+            finally:
+                self._under_way += 1
+
+        return send_set_aside
 
     def _check_room(self, path: str) -> None:
         """Raise ProblemError 503 when too many requests are under way; the probes are answered even so."""
@@ -251,12 +274,10 @@ class SecurityMiddleware:
         raise ProblemError(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})
 
     def _check_rate(self, scope: Scope, caller: Caller) -> None:
-        """Raise ProblemError 429 beyond the rate: of a key, or of an address where there are no keys. This machine's
-        own user without keys has no limit: who would be kept from what?
-        """
-        if self._rate is None or (not caller.keyed and (self._local or _is_public(scope["path"]))):
+        """Raise ProblemError 429 beyond the rate: of a key, or of an address where there are no keys."""
+        who = _counted_as(scope, caller, self._local)
+        if self._rate is None or who is None or (not caller.keyed and _is_public(scope["path"])):
             return
-        who = caller.name if caller.keyed else _address(scope)
         left, until = self._granted.get(who, (0, 0.0))
         if left > 0 and time.time() < until:
             self._granted[who] = (left - 1, until)
@@ -287,8 +308,28 @@ def _block(amount: int) -> int:
     return next(size for size in range(max(1, amount // 60), 0, -1) if amount % size == 0)
 
 
+def _counted_as(scope: Scope, caller: Caller, local: bool) -> str | None:
+    return caller.name if caller.keyed else None if local else _address(scope)
+
+
 def _address(scope: Scope) -> str:
-    return str((scope.get("client") or ("",))[0])
+    return _network(str((scope.get("client") or ("",))[0]))
+
+
+@lru_cache(MAX_REMEMBERED)
+def _network(host: str) -> str:
+    """Return what an address counts as: of IPv6 its network, else one client would be 2**64; of IPv4, also written as
+    IPv6, itself; and what is no address as it is.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), NETWORK_BITS), strict=False))
 
 
 def _host(headers: dict[bytes, bytes]) -> str:

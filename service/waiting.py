@@ -1,13 +1,14 @@
 """Waiting for an analysis: a long poll that ends with a change, and a stream of events that ends with the analysis.
 
 Both read one row every POLL_SECONDS, so they work whichever replica or worker writes it, and both end when the server
-is told to stop. How many wait at once in a process is limited.
+is told to stop. How many wait at once in a process is limited, and how many of them one caller has.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -20,20 +21,24 @@ from alphalloc.errors import StorageError
 
 from .async_store import AsyncStore
 from .problems import ProblemError
+from .security import counted_as
 from .store import Analysis, Event
 
 logger = logging.getLogger("alphalloc_service")
 
 POLL_SECONDS = 0.5  # chosen here: progress is written at most twice a second
+CALLERS = 4  # who have places at least before all are taken; chosen here
 
 
 class Waiters:
-    """Counts those who wait, and knows when the server stops."""
+    """Counts those who wait, all and by caller, and knows when the server stops."""
 
     _of_this_process: ClassVar[WeakSet[Waiters]] = WeakSet()
 
     def __init__(self, limit: int) -> None:
         self.limit, self.stopping, self.held = limit, False, 0
+        self.share = max(1, limit // CALLERS)
+        self._held_by: Counter[str] = Counter()
         self._of_this_process.add(self)
 
     @classmethod
@@ -43,27 +48,34 @@ class Waiters:
             waiters.stopping = True
 
     @contextmanager
-    def place(self) -> Iterator[bool]:
-        """Take a place for as long as the block runs; False when all are taken."""
-        if self.held >= self.limit:
+    def place(self, who: str | None) -> Iterator[bool]:
+        """Take a place for ``who`` as long as the block runs; False when all are taken, or all of its share. None has
+        no share: there is nobody else.
+        """
+        if self.held >= self.limit or (who is not None and self._held_by[who] >= self.share):
             yield False
             return
         self.held += 1
+        if who is not None:
+            self._held_by[who] += 1
         try:
             yield True
         finally:
             self.held -= 1
+            if who is not None:
+                self._held_by[who] -= 1
+                self._held_by += Counter()  # keeps only those who hold some
 
 
 async def until(request: Request, id: str, seconds: float, enough: Callable[[Analysis], bool]) -> Analysis | None:
     """Return the analysis as soon as it is ``enough``, or as it is after ``seconds``; None when there is none.
 
-    When all places to wait are taken it answers at once: a preference may be ignored.
+    When all places to wait are taken, or the caller's share of them, it answers at once: a preference may be ignored.
     """
     store: AsyncStore = request.app.state.store
     waiters: Waiters = request.app.state.waiters
     deadline = time.monotonic() + seconds
-    with waiters.place() as placed:
+    with waiters.place(counted_as(request)) as placed:
         while True:
             analysis = await store.run(store.sync.analysis, id)
             left = deadline - time.monotonic()
@@ -95,8 +107,11 @@ async def stream_of(request: Request, id: str, after: int) -> AsyncIterator[Even
 async def place_for_stream(request: Request) -> AsyncIterator[None]:
     """Hold a place for one stream. Raises ProblemError 429 too-many-streams. A dependency, so before the stream."""
     waiters: Waiters = request.app.state.waiters
-    with waiters.place() as placed:
+    with waiters.place(counted_as(request)) as placed:
         if not placed:
-            detail = f"{waiters.limit} requests wait for events already; try again later, or poll the analysis"
+            detail = (
+                f"{waiters.limit} requests wait for events already, or {waiters.share} of yours; try again later, or "
+                "poll the analysis"
+            )
             raise ProblemError(429, "too-many-streams", detail, {"Retry-After": "10"})
         yield

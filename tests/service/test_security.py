@@ -283,6 +283,43 @@ def test_unknown_keys_are_counted_before_the_database_is_asked(client: Client, s
     assert unlimited.get("/v1/methods", headers={"Authorization": f"Bearer {new_key()}"}).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("address", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("192.0.2.7", "192.0.2.8", False),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.8", False),
+        ("::ffff:192.0.2.7", "192.0.2.7", True),
+        ("testclient", "another", False),
+    ],
+)
+def test_a_network_of_ipv6_counts_as_one_address(
+    client: Client, store: Store, address: str, other: str, same: bool
+) -> None:
+    """Those who have one have 2**64 addresses, so each could be used for one unknown key."""
+    key(store, "read")
+    app = client(rate_limit="2/hour").app
+    unknown = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {new_key()}".encode())]
+    assert [status(app, address, unknown) for _ in range(3)] == [401, 401, 429]
+    assert status(app, other, unknown) == (429 if same else 401)
+
+
+def status(app: Any, address: str, headers: list[tuple[bytes, bytes]]) -> int:
+    """Return the status of the answer to a request from ``address``."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app({**scope_of("GET", "/v1/methods", headers), "client": (address, 1)}, receive, send))
+    return int(sent[0]["status"])
+
+
 # -- answers
 
 
