@@ -25,6 +25,7 @@ from .waiting import Waiters
 LIMIT_CONCURRENCY = 8 * MAX_UNDER_WAY
 KEEP_ALIVE_SECONDS = 5
 GRACEFUL_SECONDS = 30
+MAX_DESCRIPTORS = 2 * LIMIT_CONCURRENCY  # what connections may use, and as much again for all else; chosen here
 
 
 def run(settings: Settings, *, replicas: int = 1) -> None:
@@ -73,6 +74,7 @@ def serve(settings: Settings, store: Store, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     memory.settle()
+    _room_for_connections()
     # After its own clean stop uvicorn raises the signal once more, which would kill the process.
     previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -101,6 +103,19 @@ def listen(settings: Settings, *, guarded: bool = False) -> socket.socket:
         else:
             reason = exc.strerror or str(exc)
         raise SettingsError(f"cannot listen on {where}: {reason}") from exc
+
+
+def _room_for_connections() -> None:
+    """Raise this process's limit of open descriptors to MAX_DESCRIPTORS, as far as the system lets it: the usual 1,024
+    are fewer than the connections that uvicorn may take, and without one left nobody is answered, not even a probe.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not a Unix, or not allowed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):
