@@ -83,6 +83,7 @@ everything and remakes this page; `docs/threat-model.md` says what is defended a
 
 - An upgrade to a websocket got a 500: with a library for them installed the server began a handshake that nobody took.
 - 1 MB of unknown fields kept the service busy for a second or more, and a key of 900 KB came back whole in the answer.
+- Clients that asked for much and read nothing held all places for requests, then all connections, for ever.
 - A schedule with half a character (`\\ud800`) in a key, or a number beyond float64, passed the reader's first checks.
 """
 
