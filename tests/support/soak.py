@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,7 +109,7 @@ class SoakReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures for a report: latencies as percentiles, samples last."""
-        found = asdict(self)
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
         samples, latencies = found.pop("samples"), sorted(found.pop("latencies"))
         requests = len(latencies)
         percentiles = {
