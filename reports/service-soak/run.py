@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,17 @@ def page(report: SoakReport, found: dict[str, Any]) -> str:
     jobs = ", ".join(f"{count} {state}" for state, count in report.jobs.items())
     latency, load = found["latency_ms"], ", ".join(f"{value:.1f}" for value in found["load_average"])
     failed = f" ({report.failed})" if report.failed else ""
+    what = (
+        f"{report.minutes:g} minutes of `alphalloc serve` (one process, SQLite, one worker) at "
+        f"{found['requests_per_second']:.0f} requests a second (asked for: {RATE}) from {THREADS} connections, of a "
+        f"hundred: {mix}. A new analysis of a small model every {JOB_SECONDS} s. Before the clock starts {report.fill} "
+        "schedules fill the service's memory of documents four times over, so that every new one pushes out an old one, "
+        f"and the same load runs for {report.warm_up:g} minutes, in which the server went from {warming[0]:.0f} to "
+        f"{warming[-1]:.0f} MiB: connections, page caches and the holes of the heap find their size."
+    )
     return f"""# Does a busy service stay the size it is?
 
-{report.minutes:g} minutes of `alphalloc serve` (one process, SQLite, one worker) at {found["requests_per_second"]:.0f}
-requests a second (asked for: {RATE}) from {THREADS} connections, of a hundred: {mix}.
-A new analysis of a small model every {JOB_SECONDS} s. Before the clock starts {report.fill} schedules fill the
-service's memory of documents four times over, so that every new one pushes out an old one, and the same load runs for
-{report.warm_up:g} minutes, in which the server went from {warming[0]:.0f} to {warming[-1]:.0f} MiB: connections, page
-caches and the holes of the heap find their size.
+{textwrap.fill(what, 120)}
 
 | After the warm-up | First sixth (median) | Last sixth | Growth | Most | Target met |
 | --- | --- | --- | --- | --- | --- |
