@@ -49,8 +49,8 @@ def page(report: SoakReport, found: dict[str, Any]) -> str:
         f"{found['requests_per_second']:.0f} requests a second (asked for: {RATE}) from {THREADS} connections, of a "
         f"hundred: {mix}. A new analysis of a small model every {JOB_SECONDS} s. Before the clock starts {report.fill} "
         "schedules fill the service's memory of documents four times over, so that every new one pushes out an old "
-        f"one, and the same load runs for {report.warm_up:g} minutes, in which the server went from {warming[0]:.0f} to "
-        f"{warming[-1]:.0f} MiB: connections, page caches and the holes of the heap find their size."
+        f"one, and the same load runs for {report.warm_up:g} minutes, in which the server went from {warming[0]:.0f} "
+        f"to {warming[-1]:.0f} MiB: connections, page caches and the holes of the heap find their size."
     )
     return f"""# Does a busy service stay the size it is?
 
