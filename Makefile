@@ -24,10 +24,8 @@ test-long: .venv/.dev .venv/.debian ## laws with 10,000 examples, older library 
 	ALPHALLOC_TEST_LONG=1 $(PYTEST) --timeout 3600
 
 # The attacks and the soak have the machine to themselves and remake their reports.
-test-reliability: .venv/.dev .venv/.debian sbom ## kills, full disks, faults, 10,000 hostile requests, attacks, a soak: 1 h 45 min
+test-reliability: check .venv/.debian sbom ## kills, full disks, faults, 10,000 hostile requests, attacks, a soak: 1 h 45 min
 	tests/support/debian_packages.sh fiu-utils
-	$(BIN)/ruff check .
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive alphalloc service
 	ALPHALLOC_TEST_RELIABILITY=1 $(PYTEST) -n 2 --dist loadfile --timeout 7200 tests/reliability tests/fuzz tests/service
 	$(BIN)/python reports/service-attack/run.py
 	$(BIN)/python reports/service-soak/run.py

@@ -106,6 +106,7 @@ class Worker:
             try:
                 if time.monotonic() >= next_prune:
                     self._prune()
+                    self._last_purge = 0  # of two purges at once the lower number may have been written last
                     next_prune = time.monotonic() + PRUNE_SECONDS
                 self._purge()
                 analysis = self._store.claim(
